@@ -1,0 +1,1 @@
+"""Quantisers, layers, networks, data, training and export."""

@@ -1,0 +1,1 @@
+"""Sessions and shells, one folder per board."""

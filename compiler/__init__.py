@@ -1,0 +1,1 @@
+"""From an exported network to an artefact: patterns, tiles, schedule, instructions."""

@@ -1,0 +1,1 @@
+"""The ISA simulator, the Verilated accelerator and the sessions over both."""
