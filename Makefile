@@ -1,0 +1,62 @@
+# Verbs of everyday use; each is one line of `seriatim`, pytest or ruff. `make` alone lists them.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.seriatim-env
+
+# make sim NET=resnet18 W=1 A=8 [QUANT=slb] [IMAGE=224] [IMAGES=10] [FIRST_LAST=8] [OUT=dir] [ARGS="--latency 50 ..."]
+NET ?= resnet18
+W ?= 1
+A ?= 8
+option = $(if $($(1)),$(2) $($(1)))
+SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call option,IMAGE,--image) \
+	$(call option,IMAGES,--images) $(call option,FIRST_LAST,--first-last) $(call option,OUT,--out) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help env sim test test-all cocotb lint types bench docs clean
+
+help: ## list the verbs
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo
+	@echo '  make sim NET=resnet18 W=1 A=8 [QUANT=slb] [IMAGE=224] [IMAGES=10] [FIRST_LAST=8] [OUT=dir] [ARGS=...]'
+
+env: $(STAMP) ## create .venv with every pinned dependency
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "seriatim: error: no '$(PYTHON)' on PATH; Seriatim needs" \
+		"Python 3.11: install it, or name it with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "seriatim: error: could not make .venv;" \
+		"'$(PYTHON) -m venv' must work: install the venv package of your distribution" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+sim: $(STAMP) ## compile a network and run it on the simulated accelerator
+	$(BIN)/seriatim sim $(SIM_OPTIONS)
+
+test: $(STAMP) ## every test but the slow ones
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(STAMP) ## the slow tests too
+	$(BIN)/python -m pytest -q -n 2
+
+cocotb: $(STAMP) ## the cocotb testbenches at the AXI ports
+	$(BIN)/seriatim cocotb $(ARGS)
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## mypy (advice: never fails)
+	@mkdir -p build/links && rm -rf build/links/seriatim && mkdir build/links/seriatim
+	@ln -sfn $(CURDIR)/src/seriatim/*.py build/links/seriatim/
+	@for part in algo boards compiler hw sim; do ln -sfn $(CURDIR)/$$part build/links/seriatim/$$part; done
+	-MYPYPATH=build/links $(BIN)/mypy --explicit-package-bases -p seriatim
+
+bench: $(STAMP) ## measure the published figures
+	$(BIN)/seriatim bench $(ARGS)
+
+docs: $(STAMP) ## write the generated manual pages to build/docs
+	@mkdir -p build/docs
+	$(BIN)/seriatim manual --out build/docs
+
+clean: ## remove everything built (.venv stays)
+	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis

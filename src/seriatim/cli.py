@@ -1,0 +1,213 @@
+"""The `seriatim` command: declares the arguments of each verb and hands them to the part that owns it.
+
+A verb is a row of `VERBS`; its part is imported only when the verb runs, so that `--help` needs the standard library alone. A
+`SeriatimError` is printed without a traceback and exits 1, wrong usage exits 2 (argparse's), Ctrl-C exits 130.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from seriatim import __version__
+from seriatim.errors import SeriatimError
+
+QUANTS = ("slb",)
+
+
+def whole(what: str, low: int, high: int | None = None, unit: str = "") -> Callable[[str], int]:
+    """A converter for argparse: a whole number `low..high`. Its message says the value, the rule and the remedy."""
+    span = f"{low}..{high}" if high is not None else f"{low} or more"
+    span += f" {unit}" if unit else ""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text, 0)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number: {what} takes {span}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{value} is out of range: {what} takes {span}")
+        return value
+
+    return convert
+
+
+def _network(p: argparse.ArgumentParser) -> None:
+    """Which quantised network: shared by train, compile, sim, diverge."""
+    p.add_argument("--net", default="resnet18", metavar="NAME", help="network (default: %(default)s)")
+    p.add_argument("--w", type=whole("the weights' width", 1, 8, "bits"), default=1, metavar="BITS",
+                   help="bits of a weight, 1..8 (default: %(default)s)")
+    p.add_argument("--a", type=whole("the activations' width", 1, 8, "bits"), default=8, metavar="BITS",
+                   help="bits of an activation, 1..8 (default: %(default)s)")
+    p.add_argument("--quant", choices=QUANTS, default="slb", help="quantiser (default: %(default)s)")
+    p.add_argument("--image", type=whole("the image's edge", 8, 1024, "pixels"), metavar="PIXELS",
+                   help="edge of the input image, e.g. 224 (default: the network's own)")
+    p.add_argument("--first-last", type=whole("first and last layers' weights", 1, 8, "bits"), metavar="BITS",
+                   help="bits of the first and last layers' weights (default: as --w)")
+    p.add_argument("--checkpoint", metavar="FILE", help="trained weights (default: the packaged ones, if there are)")
+
+
+def _geometry(p: argparse.ArgumentParser) -> None:
+    """Which accelerator; what is left out takes Config's default."""
+    p.add_argument("--m", type=whole("the array's rows M", 1, 64), metavar="ROWS", help="array rows: output positions")
+    p.add_argument("--n", type=whole("the array's columns N", 1, 64), metavar="COLS", help="array columns: output channels")
+    p.add_argument("--k", type=whole("the lanes K", 8, 512), metavar="LANES", help="lanes of a dot product: input channels")
+    p.add_argument("--axi", type=whole("the AXI data width", 32, 256, "bits"), metavar="BITS", help="AXI data width")
+
+
+def _run(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--images", type=whole("the number of images", 1), default=10, metavar="N",
+                   help="images to run (default: %(default)s)")
+    p.add_argument("--latency", type=whole("the memory's latency", 1, 100_000, "cycles"), default=100, metavar="CYCLES",
+                   help="cycles from an address to its first data (default: %(default)s)")
+    p.add_argument("--outstanding", type=whole("the outstanding bursts", 1, 64), default=8, metavar="N",
+                   help="bursts the memory accepts at a time, each way (default: %(default)s)")
+    p.add_argument("--session", choices=("rtl", "isa"), default="rtl",
+                   help="rtl: the Verilated accelerator; isa: the ISA simulator (default: %(default)s)")
+    p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: %(default)s)")
+
+
+def _out(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", metavar="DIR", help="where results go (default: a folder named after the run, under build/)")
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+    _network(p)
+    p.add_argument("--epochs", type=whole("the number of epochs", 0), metavar="N", help="epochs (default: the recipe's)")
+    p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: %(default)s)")
+    p.add_argument("--recipe", metavar="FILE", help="training recipe (default: the packaged one of the network)")
+    p.add_argument("--out", metavar="FILE", help="checkpoint to write")
+
+
+def _compile(p: argparse.ArgumentParser) -> None:
+    _network(p)
+    _geometry(p)
+    _out(p)
+
+
+def _sim(p: argparse.ArgumentParser) -> None:
+    _network(p)
+    _geometry(p)
+    _run(p)
+    _out(p)
+
+
+def _diverge(p: argparse.ArgumentParser) -> None:
+    _sim(p)
+    p.add_argument("--layer", metavar="NAME", help="look at this layer only")
+
+
+def _report(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", metavar="REPORT", help="a report.json, or the folder of a run")
+    p.add_argument("--html", metavar="FILE", help="write the report as one HTML page too")
+
+
+def _emit(p: argparse.ArgumentParser) -> None:
+    _geometry(p)
+    p.add_argument("--name", default="seriatim_top", help="name of the top module (default: %(default)s)")
+    p.add_argument("--for-simulation", action="store_true",
+                   help="use $countones for popcounts, as the simulation build does (default: plain logic for synthesis)")
+    p.add_argument("--out", metavar="FILE", help="Verilog file to write (default: standard output)")
+
+
+def _asm(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", metavar="FILE", help="assembly text")
+    p.add_argument("--out", metavar="FILE", help="program to write (default: beside FILE, ending in .bin)")
+
+
+def _disasm(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", metavar="FILE", help="a program, or an artefact's folder")
+
+
+def _cocotb(p: argparse.ArgumentParser) -> None:
+    p.add_argument("tests", nargs="*", metavar="TEST", help="which of them (default: all in tests/cocotb)")
+
+
+def _bench(p: argparse.ArgumentParser) -> None:
+    p.add_argument("names", nargs="*", metavar="NAME", help="which measurements (default: all)")
+    _out(p)
+
+
+def _manual(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", required=True, metavar="DIR", help="where the pages go")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`target` is `module:function`; the function takes the parsed arguments and returns None or an exit status."""
+
+    help: str
+    target: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+
+
+VERBS = {
+    "train": Verb("train a quantised network", "seriatim.algo.train:main", _train),
+    "compile": Verb("compile a network to an artefact", "seriatim.compiler.driver:main_compile", _compile),
+    "sim": Verb("compile a network, run it on the simulated accelerator, compare, report", "seriatim.sim.driver:main_sim", _sim),
+    "diverge": Verb("find the first layer, tile and bit at which two levels differ", "seriatim.sim.diverge:main", _diverge),
+    "report": Verb("show the report of a run", "seriatim.sim.report:main", _report),
+    "emit": Verb("write the accelerator as one Verilog file", "seriatim.hw.convert:main_emit", _emit),
+    "asm": Verb("assemble a program", "seriatim.isa:main_asm", _asm),
+    "disasm": Verb("list a program", "seriatim.isa:main_disasm", _disasm),
+    "cocotb": Verb("run the cocotb testbenches", "seriatim.cli:main_cocotb", _cocotb),
+    "bench": Verb("measure the published figures", "seriatim.sim.bench:main", _bench),
+    "manual": Verb("write the manual's generated pages (ISA, registers)", "seriatim.isa:main_manual", _manual),
+}
+
+
+def main_cocotb(args: argparse.Namespace) -> int:
+    """Run tests/cocotb of the tree in the current folder under pytest; returns its exit status."""
+    if not os.path.isdir("tests/cocotb"):
+        raise SeriatimError("no tests/cocotb in the current folder: `seriatim cocotb` runs the testbenches of a source tree; "
+                            "change to its root")
+    pytest = importlib.import_module("pytest")
+    tests = [t if os.path.exists(t) else f"tests/cocotb/{t}" for t in args.tests]
+    return int(pytest.main(["-q", *(tests or ["tests/cocotb"])]))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="seriatim", description="Low-bit networks on a bit-serial accelerator, simulated exactly.")
+    top.add_argument("--version", action="version", version=f"seriatim {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        verb.arguments(verbs.add_parser(name, help=verb.help, description=verb.help))
+    return top
+
+
+def load(target: str) -> Callable[[argparse.Namespace], int | None]:
+    """The function named `module:function`. Raises SeriatimError where this version does not have it."""
+    module, function = target.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as e:
+        if e.name == module:
+            raise SeriatimError(f"this verb needs {module}, which this version does not have yet") from None
+        if e.name and e.name.split(".")[0] == "seriatim":
+            raise
+        raise SeriatimError(f"the Python package {e.name!r} is missing: `make env` installs what pyproject.toml pins") from e
+    except AttributeError as e:
+        if e.name == function:
+            raise SeriatimError(f"this verb needs {target}, which this version does not have yet") from None
+        raise
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return load(VERBS[args.verb].target)(args) or 0
+    except SeriatimError as e:
+        print(f"seriatim: error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("seriatim: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `seriatim disasm ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
