@@ -1,0 +1,123 @@
+"""`Config`: the one description of a machine, from which hardware, compiler, simulator and drivers take every size."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from .errors import ConfigError
+from .formats import MAX_PLANES
+
+
+def _require(holds: bool, message: str):
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Geometry and memories of one accelerator.
+
+    Members
+    -------
+    m, n, k : rows (output positions), columns (output channels) and lanes (input channels) of the bit-serial array.
+    axi_bits : width of the AXI4 data bus.
+    act_words : act buffer, words of M x (K + 1) bits (K lanes and one validity bit for each row's slice).
+    wgt_words : wgt buffer, words of N x K bits.
+    prm_words : param buffer, words of N x 96 bits (m and b of N channels).
+    res_words : residual buffer, words of M x K bits.
+    out_words : out buffer, words of M x K bits.
+    psum_words : psum memory, words of N x 32 bits.
+    line_bytes : each of the two line memories of the patch builder.
+    max_planes : widest tensor that the packer writes and the residual port reads.
+    marks : layers whose counters the profile memory holds; 0 leaves it out.
+    queue : instructions that each of the load, execute and store queues holds.
+    outstanding : AXI bursts in flight each way.
+    """
+
+    m: int = 7
+    n: int = 8
+    k: int = 64
+    axi_bits: int = 64
+    act_words: int = 2816
+    wgt_words: int = 1184
+    prm_words: int = 128
+    res_words: int = 512
+    out_words: int = 384
+    psum_words: int = 256
+    line_bytes: int = 2048
+    max_planes: int = 16
+    marks: int = 64
+    queue: int = 8
+    outstanding: int = 8
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            _require(isinstance(value, int), f"{name}={value!r}: every member of Config is an integer")
+        _require(1 <= self.m <= 32, f"m={self.m}: 1 to 32 rows (an instruction's slice mask has 32 bits)")
+        _require(self.axi_bits in (32, 64, 128, 256), f"axi_bits={self.axi_bits}: AXI data is 32, 64, 128 or 256 bits wide")
+        _require(self.k in (32, 64, 128, 256), f"k={self.k}: lanes are 32, 64, 128 or 256")
+        _require(self.k % self.axi_bits == 0,
+                 f"k={self.k} with axi_bits={self.axi_bits}: a K-lane word is a whole number of beats; narrow the bus")
+        _require(self.n >= 1 and self.k % self.n == 0,
+                 f"n={self.n} with k={self.k}: N divides K, so that column tiles fill whole words")
+        _require(self.n * 128 % self.axi_bits == 0,
+                 f"n={self.n} with axi_bits={self.axi_bits}: N params of 128 bits are a whole number of beats")
+        _require(1 <= self.max_planes <= MAX_PLANES, f"max_planes={self.max_planes}: 1 to {MAX_PLANES}")
+        for name in ("act_words", "wgt_words", "prm_words", "res_words", "out_words", "psum_words"):
+            _require(16 <= getattr(self, name) < 1 << 16, f"{name}={getattr(self, name)}: 16 to 65535 (16-bit addresses)")
+        _require(self.line_bytes % 64 == 0 and 64 <= self.line_bytes < 1 << 16,
+                 f"line_bytes={self.line_bytes}: a multiple of 64 below 65536")
+        _require(0 <= self.marks <= 256, f"marks={self.marks}: 0 to 256 (a layer number has 8 bits)")
+        _require(2 <= self.queue <= 64, f"queue={self.queue}: 2 to 64")
+        _require(1 <= self.outstanding <= 64, f"outstanding={self.outstanding}: 1 to 64")
+
+    @property
+    def peak(self) -> int:
+        """Binary multiply-accumulates of one cycle."""
+        return self.m * self.n * self.k
+
+    @property
+    def tiles_per_word(self) -> int:
+        """Column tiles whose N outputs fill one K-lane word."""
+        return self.k // self.n
+
+    @property
+    def axi_bytes(self) -> int:
+        return self.axi_bits // 8
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of one K-lane word in memory (act, residual and output tensors)."""
+        return self.k // 8
+
+    @property
+    def wgt_word_bytes(self) -> int:
+        return self.n * self.k // 8
+
+    @property
+    def prm_word_bytes(self) -> int:
+        """Bytes in memory of the params of one column tile: for each channel b (int64), m (int32), 4 bytes of zero."""
+        return self.n * 16
+
+    @property
+    def raw_words(self) -> int:
+        """K-lane words that hold the N int32 outputs of one row and column tile."""
+        return -(-self.n * 32 // self.k)
+
+    @cached_property
+    def on_chip_bytes(self) -> int:
+        """Bytes of all on-chip memories."""
+        bits = (self.act_words * self.m * (self.k + 1) + self.wgt_words * self.n * self.k + self.prm_words * self.n * 96
+                + (self.res_words + self.out_words) * self.m * self.k + self.psum_words * self.n * 32
+                + 2 * self.line_bytes * 8 + self.marks * 16 * 64)
+        return -(-bits // 8)
+
+    @cached_property
+    def hash(self) -> int:
+        """32-bit fingerprint that the hardware shows in a CSR and every artefact carries."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+    def __str__(self):
+        return f"{self.m}x{self.n}x{self.k}"

@@ -1,0 +1,129 @@
+"""Control and status registers as a table: the hardware, the drivers and the manual come from it."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Cause(IntEnum):
+    """Why the machine stopped with an error."""
+
+    NONE = 0
+    ILLEGAL_OPCODE = 1
+    ILLEGAL_FIELD = 2
+    UNSUPPORTED = 3
+    BUFFER_RANGE = 4
+    DRAM_RANGE = 5
+    PROGRAM_RANGE = 6
+    AXI_READ = 7
+    AXI_WRITE = 8
+    TOKEN_OVERFLOW = 9
+    WATCHDOG = 10
+
+
+CAUSE_DOC = {
+    Cause.NONE: "no error",
+    Cause.ILLEGAL_OPCODE: "an instruction's opcode is not in the table",
+    Cause.ILLEGAL_FIELD: "a field is outside its range, or bits above the fields are not zero",
+    Cause.UNSUPPORTED: "an engine or format that this machine was built without",
+    Cause.BUFFER_RANGE: "an address beyond an on-chip buffer",
+    Cause.DRAM_RANGE: "a read or write outside its base and limit registers, or not aligned to the beat",
+    Cause.PROGRAM_RANGE: "the program ran past its limit without END",
+    Cause.AXI_READ: "an AXI read answered SLVERR or DECERR",
+    Cause.AXI_WRITE: "an AXI write answered SLVERR or DECERR",
+    Cause.TOKEN_OVERFLOW: "a semaphore was signalled past its range",
+    Cause.WATCHDOG: "nothing moved for as many cycles as WATCHDOG says",
+}
+
+
+class Counter(IntEnum):
+    """64-bit event counters. The first eight are the cycles since the start, each belonging to exactly one: they add up."""
+
+    BUSY = 0
+    STALL_ACT = 1
+    STALL_WGT = 2
+    STALL_PARAM = 3
+    STALL_RES = 4
+    STALL_DRAIN = 5
+    STALL_STORE = 6
+    STALL_FETCH = 7
+    READ_BEATS = 8
+    WRITE_BEATS = 9
+    ARRAY_STEPS = 10
+    POOL_STEPS = 11
+    REQUANTS = 12
+    FETCH_BEATS = 13
+
+
+COUNTER_DOC = {
+    Counter.BUSY: "cycles in which the array or the pool unit takes a word",
+    Counter.STALL_ACT: "execute waits for activations",
+    Counter.STALL_WGT: "execute waits for weights",
+    Counter.STALL_PARAM: "execute waits for params",
+    Counter.STALL_RES: "execute waits for the residual",
+    Counter.STALL_DRAIN: "the array waits for its accumulators to drain, or the pipeline to empty",
+    Counter.STALL_STORE: "execute waits for room in the out buffer, or the last stores are under way",
+    Counter.STALL_FETCH: "execute has no instruction, starts one, or copies counters",
+    Counter.READ_BEATS: "AXI read beats, program included",
+    Counter.WRITE_BEATS: "AXI write beats",
+    Counter.ARRAY_STEPS: "cycles in which the array takes a word: each is M N K binary MACs, padded lanes included",
+    Counter.POOL_STEPS: "cycles in which the pool unit takes a word",
+    Counter.REQUANTS: "rows of N accumulators requantised",
+    Counter.FETCH_BEATS: "AXI read beats of the program",
+}
+STALLS = {c.name.removeprefix("STALL_").lower(): c for c in Counter if c.name.startswith("STALL_")}
+"""Stall causes by the name that reports use."""
+CYCLE_COUNTERS = tuple(c for c in Counter if c <= Counter.STALL_FETCH)
+PROFILE_ROW = 16
+"""Counters of one row of the profile memory (a power of two, at least len(Counter))."""
+
+
+@dataclass(frozen=True)
+class Register:
+    """One 32-bit register at byte offset `addr`. `access`: r, rw, or w1 (writing ones acts, reads 0)."""
+
+    name: str
+    addr: int
+    access: str
+    doc: str
+    reset: int = 0
+
+
+_REGISTERS = [
+    ("ID", "r", "0x49524553, 'SERI'."),
+    ("ISA_VERSION", "r", "Version of the instruction set."),
+    ("CONFIG_HASH", "r", "Fingerprint of the machine's Config."),
+    ("GEOMETRY", "r", "M in bits 7:0, N in 19:8, K in 31:20."),
+    ("CTRL", "w1", "Bit 0: start the program (ignored while busy). Bit 1: acknowledge the interrupt."),
+    ("STATUS", "r", "Bit 0: busy. Bit 1: done. Bit 2: stopped with an error. Bit 3: interrupt."),
+    ("CAUSE", "r", "Why the machine stopped: see the causes."),
+    ("ERROR_PC", "r", "Byte offset in the program of the instruction that failed."),
+    ("PROG_BASE", "rw", "Byte address of the program; a multiple of 64."),
+    ("PROG_BYTES", "rw", "Size of the program; fetching past it is an error."),
+    ("READ_BASE", "rw", "First byte that LOAD and PATCH may read."),
+    ("READ_LIMIT", "rw", "First byte that they may not."),
+    ("WRITE_BASE", "rw", "First byte that STORE may write."),
+    ("WRITE_LIMIT", "rw", "First byte that it may not."),
+    ("WATCHDOG", "rw", "Cycles without any progress after which the machine stops; 0: never."),
+    ("IRQ_ENABLE", "rw", "Bit 0: raise the interrupt when done or stopped."),
+    ("LAYER", "r", "Layer of the last MARK."),
+    ("PROFILE_ADDR", "rw", "Entry of the profile memory: layer * 16 + counter."),
+    ("PROFILE_LO", "r", "Low half of that entry, two cycles after the address was written."),
+    ("PROFILE_HI", "r", "High half."),
+]
+REGISTERS = tuple(Register(name, 4 * i, access, doc) for i, (name, access, doc) in enumerate(_REGISTERS)) + tuple(
+    Register(f"{c.name}_{half}", 0x100 + 8 * c + 4 * (half == "HI"), "r", f"Counter, {half.lower()} half: {COUNTER_DOC[c]}.")
+    for c in Counter for half in ("LO", "HI"))
+ADDR = {r.name: r.addr for r in REGISTERS}
+"""Byte offset of each register by name."""
+ADDR_BITS = 12
+ID_VALUE = 0x49524553
+
+
+def manual() -> str:
+    """The register manual, in Markdown."""
+    out = ["# Registers", "", "32 bits each, on AXI4-Lite; other addresses read 0 and ignore writes.", "",
+           "| offset | name | access | meaning |", "|---|---|---|---|"]
+    out += [f"| {r.addr:#05x} | `{r.name}` | {r.access} | {r.doc} |" for r in REGISTERS]
+    out += ["", "## Causes", "", "| value | name | meaning |", "|---|---|---|"]
+    out += [f"| {c.value} | `{c.name}` | {CAUSE_DOC[c]} |" for c in Cause]
+    return "\n".join(out) + "\n"
