@@ -1,0 +1,248 @@
+"""Relax operators of quantised layers, each with an exact integer reference that runs on the CPU.
+
+| operator               | inputs            | computes                                                       |
+|------------------------|-------------------|----------------------------------------------------------------|
+| `seriatim.qconv2d`     | x, w              | int32 convolution of the values of x's top planes with w       |
+| `seriatim.qsumpool2d`  | x                 | int32 sum of values in each window                             |
+| `seriatim.qmaxpool2d`  | x                 | largest code in each window; padding is the smallest code      |
+| `seriatim.requant`     | acc, m, b         | clip((m acc + b) >> shift, lo, hi), int64, floor               |
+| `seriatim.requant_add` | acc, res, m, b    | clip((m acc + m2 value(res) + b) >> shift, lo, hi)             |
+
+They mirror the torch operators of the same names in `seriatim.algo.ops`: same arguments, tensors first, the rest as attributes.
+Codes and accumulators are int32, `b` is int64. Accumulation wraps modulo 2^32, so a result that fits 32 bits is exact.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import relax, te, tirx
+from tvm.ir import Call, Op, make_node
+from tvm.ir.op import _ffi_api as op_api
+from tvm.ir.op import register_op_attr
+from tvm.s_tir import Schedule
+
+from ..errors import CompileError
+from ..formats import Format
+from .ir import window_shape
+
+PREFIX = "seriatim."
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One operator: names of its tensor inputs and attributes, output shape, and reference as a tensor expression."""
+
+    inputs: tuple[str, ...]
+    attrs: tuple[str, ...]
+    shape: Callable[..., tuple[int, ...]]
+    compute: Callable[..., te.Tensor]
+    schedule: Callable[[Schedule], None] | None = None
+
+
+def formats(text: str) -> tuple[Format, Format]:
+    """(stored, read) formats of an input declared as `uint8:uint4`, or of `uint8`, which is read as it is stored."""
+    stored, _, reader = text.partition(":")
+    stored = Format.parse(stored)
+    reader = Format.parse(reader) if reader else stored
+    if reader.bits > stored.bits or reader != stored.top(reader.bits):
+        raise CompileError(f"format {text!r}: a reader sees the top planes of what is stored, as uint8:uint4")
+    return stored, reader
+
+
+def op_name(expr) -> str | None:
+    """Full name of the operator that `expr` calls, or None."""
+    return expr.op.name if isinstance(expr, Call) and isinstance(expr.op, Op) else None
+
+
+def attrs_of(call: Call) -> dict:
+    """Attributes of a call of one of our operators as Python integers, strings and tuples."""
+    return {
+        name: value if isinstance(value, str) else int(value) if isinstance(value, int) else tuple(int(v) for v in value)
+        for name, value in ((name, call.attrs[name]) for name in OPS[call.op.name].attrs)
+    }
+
+
+def shape_of(expr) -> tuple[int, ...]:
+    """Shape of a tensor expression; every dimension is known."""
+    return tuple(int(size) for size in expr.ty.shape)
+
+
+def make(op: str, args: list, attrs: dict) -> Call:
+    """A call of operator `op`, one of OPS."""
+    return Call(Op.get(op), args, attrs=make_node("ir.DictAttrs", **attrs))
+
+
+# References, as tensor expressions
+
+
+def _value(code, stored: Format, reader: Format):
+    if not reader.linear:
+        raise CompileError(
+            f"format {reader}: the CPU reference has linear formats only; use uint, int or bipolar, or a machine with the shift-add engine"
+        )
+    return reader.value(code >> tirx.const(stored.bits - reader.bits, "int32") if stored != reader else code)
+
+
+def _padded(x, padding, convert, pad_value: int, name: str):
+    """`x` surrounded by `pad_value`, every element inside converted."""
+    n, c, height, width = x.shape
+    top, left, bottom, right = padding
+    pad = tirx.const(pad_value, "int32")
+    if not any(padding):
+        return te.compute(x.shape, lambda i, k, y, z: convert(x[i, k, y, z]), name)
+    return te.compute(
+        (n, c, height + top + bottom, width + left + right),
+        lambda i, k, y, z: tirx.if_then_else(
+            tirx.all(y >= top, y < height + top, z >= left, z < width + left), convert(x[i, k, y - top, z - left]), pad
+        ),
+        name,
+    )
+
+
+def _conv_shape(x, w, stride, padding, dilation, groups, x_format, w_format):
+    if x[1] != w[1] * groups or w[0] % groups:
+        raise CompileError(f"convolution of {x[1]} channels in {groups} groups by weights {w}: channels = groups x {w[1]}")
+    return x[0], w[0], *window_shape(x, w[2:], stride, padding, dilation)
+
+
+def _conv(x, w, stride, padding, dilation, groups, x_format, w_format):
+    stored, reader = formats(x_format)
+    values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values")
+    shape = _conv_shape([int(s) for s in x.shape], [int(s) for s in w.shape], stride, padding, dilation, groups, x_format, w_format)
+    c = te.reduce_axis((0, w.shape[1]), "c")
+    y = te.reduce_axis((0, w.shape[2]), "y")
+    z = te.reduce_axis((0, w.shape[3]), "z")
+    per_group = shape[1] // groups
+
+    def body(n, o, h, v):
+        channel = c if groups == 1 else o // per_group * w.shape[1] + c
+        seen = values[n, channel, h * stride[0] + y * dilation[0], v * stride[1] + z * dilation[1]]
+        return te.sum(seen * w[o, c, y, z], axis=[c, y, z])
+
+    return te.compute(shape, body, "acc")
+
+
+def _schedule_conv(sch: Schedule) -> None:
+    """Output rows innermost and contiguous, so that LLVM vectorises; output channels on all cores."""
+    block = sch.get_sblock("acc")
+    n, o, h, v, c, y, z = sch.get_loops(block)
+    sch.reorder(n, o, h, c, y, z, v)
+    sch.parallel(sch.fuse(n, o))
+    sch.vectorize(v)
+    sch.decompose_reduction(block, c)
+    n, k, *_ = sch.get_loops(sch.get_sblock("values"))
+    sch.parallel(sch.fuse(n, k))
+
+
+def _pool_shape(x, kernel, stride, padding, dilation=(1, 1), **_):
+    return x[0], x[1], *window_shape(x, kernel, stride, padding, dilation)
+
+
+def _pool(x, kernel, stride, padding, dilation, reduce):
+    y = te.reduce_axis((0, kernel[0]), "y")
+    z = te.reduce_axis((0, kernel[1]), "z")
+    shape = _pool_shape([int(s) for s in x.shape], kernel, stride, (0, 0, 0, 0), dilation)
+    return te.compute(
+        shape,
+        lambda n, c, h, v: reduce(x[n, c, h * stride[0] + y * dilation[0], v * stride[1] + z * dilation[1]], axis=[y, z]),
+        "pool",
+    )
+
+
+def _max_pool(x, kernel, stride, padding, dilation, x_format, name):
+    stored, reader = formats(x_format)
+    if stored != reader:
+        raise CompileError(f"max pool {name} of {x_format!r}: it compares whole codes; read the format that is stored")
+    return _pool(_padded(x, padding, lambda code: code, stored.lo, "codes"), kernel, stride, padding, dilation, te.max)
+
+
+def _sum_pool(x, kernel, stride, padding, x_format):
+    stored, reader = formats(x_format)
+    values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values")
+    return _pool(values, kernel, stride, padding, (1, 1), te.sum)
+
+
+def _channel(parameter, n, c, h, v):
+    """Element of a parameter `(C,)` or `(C | 1, H, W)`."""
+    if len(parameter.shape) == 1:
+        return parameter[c]
+    return parameter[0 if int(parameter.shape[0]) == 1 else c, h, v]
+
+
+def _requant_shape(acc, *parameters, name, **_):
+    for parameter in parameters[-2:]:
+        if tuple(parameter) not in ((acc[1],), tuple(acc[1:]), (1, *acc[2:])):
+            raise CompileError(f"requantisation {name}: parameters of shape {parameter} for {acc}; they are (C,) or (C | 1, H, W)")
+    return acc
+
+
+def _requant_add(acc, res, m, b, m2, shift, lo, hi, res_format, name):
+    stored, reader = (None, None) if res is None else formats(res_format)
+
+    def body(*at):
+        total = _channel(m, *at).astype("int64") * acc(*at).astype("int64")
+        if res is not None:
+            total += tirx.const(m2, "int64") * _value(res(*at), stored, reader).astype("int64")
+        total = (total + _channel(b, *at)) >> tirx.const(shift, "int64")
+        return tirx.min(tirx.max(total, tirx.const(lo, "int64")), tirx.const(hi, "int64")).astype("int32")
+
+    return te.compute(acc.shape, body, "requant")
+
+
+def _requant(acc, m, b, shift, lo, hi, name):
+    return _requant_add(acc, None, m, b, 0, shift, lo, hi, "", name)
+
+
+OPS = {
+    PREFIX + "qconv2d": OpSpec(
+        ("x", "w"),
+        ("stride", "padding", "dilation", "groups", "x_format", "w_format"),
+        _conv_shape,
+        _conv,
+        _schedule_conv,
+    ),
+    PREFIX + "qsumpool2d": OpSpec(("x",), ("kernel", "stride", "padding", "x_format"), _pool_shape, _sum_pool),
+    PREFIX + "qmaxpool2d": OpSpec(
+        ("x",), ("kernel", "stride", "padding", "dilation", "x_format", "name"), _pool_shape, _max_pool
+    ),
+    PREFIX + "requant": OpSpec(("acc", "m", "b"), ("shift", "lo", "hi", "name"), _requant_shape, _requant),
+    PREFIX + "requant_add": OpSpec(
+        ("acc", "res", "m", "b"), ("m2", "shift", "lo", "hi", "res_format", "name"), _requant_shape, _requant_add
+    ),
+}
+
+
+def _infer_type(call: Call, builder) -> relax.TensorType:
+    spec = OPS[call.op.name]
+    for name, arg in zip(spec.inputs, call.args):
+        wanted = "int64" if name == "b" else "int32"
+        if arg.ty.dtype != wanted:
+            raise CompileError(f"{call.op.name}: input {name} is {arg.ty.dtype}; it must be {wanted}")
+    shape = spec.shape(*(shape_of(arg) for arg in call.args), **attrs_of(call))
+    if min(shape) < 1:
+        raise CompileError(f"{call.op.name}: output of shape {shape}; the window is larger than its input")
+    return relax.TensorType(list(shape), "int32")
+
+
+def _legalize(builder: relax.BlockBuilder, call: Call):
+    spec = OPS[call.op.name]
+    tensors = [te.placeholder(shape_of(arg), arg.ty.dtype, name) for name, arg in zip(spec.inputs, call.args)]
+    func = te.create_prim_func([*tensors, spec.compute(*tensors, **attrs_of(call))])
+    if spec.schedule:
+        schedule = Schedule(func)
+        spec.schedule(schedule)
+        func = schedule.mod["main"]
+    symbol = builder.add_func(func.without_attr("global_symbol"), call.op.name.removeprefix(PREFIX))
+    return relax.call_tir(symbol, list(call.args), call.ty)
+
+
+def _register() -> None:
+    for name, spec in OPS.items():
+        op_api.RegisterOp(name, "")
+        Op.get(name).set_num_inputs(len(spec.inputs))
+        register_op_attr(name, "FInferType", _infer_type)
+        register_op_attr(name, "FLegalize", _legalize)
+        register_op_attr(name, "FPurity", True)
+
+
+_register()
