@@ -5,8 +5,8 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
-from ..errors import CompileError
-from . import ops
+from seriatim.compiler import ops
+from seriatim.errors import CompileError
 
 FLOAT_IMPORTS = ("conv", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm")
 """ATen operators that TVM imports as float32 whatever their inputs are."""
@@ -34,7 +34,8 @@ def _refuse_silent_floats(program: torch.export.ExportedProgram) -> None:
         if node.op != "call_function" or not name or not name.startswith("aten::"):
             continue
         value = node.meta.get("val")
-        if name.removeprefix("aten::").startswith(FLOAT_IMPORTS) and isinstance(value, torch.Tensor) and not value.is_floating_point():
+        integer = isinstance(value, torch.Tensor) and not value.is_floating_point()
+        if integer and name.removeprefix("aten::").startswith(FLOAT_IMPORTS):
             raise CompileError(
                 f"{node.name}: {name} on {value.dtype} would be imported as float32, which is not exact; "
                 "write it as seriatim::qconv2d (a fully connected layer is a convolution of (N, C, 1, 1))"

@@ -7,8 +7,8 @@ tensor, and each computes one of
     MaxPool   out = max of the codes of a window            padding is the smallest code
     SumPool   out = requant(sum of the values of a window)  padding contributes 0
 
-`requant(acc, res) = clip((m * acc + m2 * value(res) + b) >> shift, lo, hi)`, 64 bits, floor. A reader that is narrower than the tensor
-takes its top planes (`x_read`).
+`requant(acc, res) = clip((m * acc + m2 * value(res) + b) >> shift, lo, hi)`, 64 bits, floor. A reader that is narrower than the
+tensor takes its top planes (`x_read`).
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..formats import Format
+from seriatim.formats import Format
 
 INT32 = (-(1 << 31), (1 << 31) - 1)
 Pair = tuple[int, int]
@@ -245,7 +245,7 @@ def windows(x: np.ndarray, kernel: Pair, stride: Pair, padding: Padding, dilatio
 def convolve(x: np.ndarray, w: np.ndarray, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> np.ndarray:
     """Exact int64 convolution of values `(N, C, H, W)`.
 
-    Runs as a float64 matrix product where no sum of magnitudes reaches 2^53, so that every partial sum is exact; in int64 otherwise.
+    A float64 matrix product where no sum of magnitudes reaches 2^53, so that every partial sum is exact; int64 otherwise.
     """
     n, c = x.shape[:2]
     o, per_group = w.shape[:2]
@@ -264,7 +264,7 @@ def convolve(x: np.ndarray, w: np.ndarray, stride: Pair, padding: Padding, dilat
 
 
 def _run(layer: Layer, tensors: dict[str, np.ndarray]) -> np.ndarray:
-    from ..sim.requant import requant  # the one definition of requantisation; `sim` is not needed to describe a region
+    from seriatim.sim.requant import requant  # the one definition of requantisation; `sim` is not needed to describe a region
 
     x = tensors[layer.x.name]
     if isinstance(layer, MaxPool):
@@ -290,7 +290,9 @@ def interpret(region: Region, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
         if codes.shape != tensor.shape:
             raise ValueError(f"{tensor.name} of shape {codes.shape}: this region takes {tensor.shape}")
         if codes.size and not tensor.lo <= codes.min() <= codes.max() <= tensor.hi:
-            raise ValueError(f"{tensor.name} holds {codes.min()} to {codes.max()}: {tensor.format} holds {tensor.lo} to {tensor.hi}")
+            raise ValueError(
+                f"{tensor.name} holds {codes.min()} to {codes.max()}: {tensor.format or 'int32'} holds {tensor.lo} to {tensor.hi}"
+            )
         tensors[tensor.name] = codes.astype(np.int32)
     for layer in region.layers:
         tensors[layer.out.name] = _run(layer, tensors).astype(np.int32)

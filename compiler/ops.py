@@ -21,9 +21,9 @@ from tvm.ir.op import _ffi_api as op_api
 from tvm.ir.op import register_op_attr
 from tvm.s_tir import Schedule
 
-from ..errors import CompileError
-from ..formats import Format
-from .ir import window_shape
+from seriatim.compiler.ir import window_shape
+from seriatim.errors import CompileError
+from seriatim.formats import Format
 
 PREFIX = "seriatim."
 
@@ -78,7 +78,7 @@ def make(op: str, args: list, attrs: dict) -> Call:
 def _value(code, stored: Format, reader: Format):
     if not reader.linear:
         raise CompileError(
-            f"format {reader}: the CPU reference has linear formats only; use uint, int or bipolar, or a machine with the shift-add engine"
+            f"format {reader}: the CPU reference has linear formats only; use uint, int or bipolar"
         )
     return reader.value(code >> tirx.const(stored.bits - reader.bits, "int32") if stored != reader else code)
 
@@ -108,7 +108,8 @@ def _conv_shape(x, w, stride, padding, dilation, groups, x_format, w_format):
 def _conv(x, w, stride, padding, dilation, groups, x_format, w_format):
     stored, reader = formats(x_format)
     values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values")
-    shape = _conv_shape([int(s) for s in x.shape], [int(s) for s in w.shape], stride, padding, dilation, groups, x_format, w_format)
+    rows, columns = window_shape(x.shape, w.shape[2:], stride, padding, dilation)
+    shape = x.shape[0], w.shape[0], rows, columns
     c = te.reduce_axis((0, w.shape[1]), "c")
     y = te.reduce_axis((0, w.shape[2]), "y")
     z = te.reduce_axis((0, w.shape[3]), "z")
@@ -172,7 +173,7 @@ def _channel(parameter, n, c, h, v):
 def _requant_shape(acc, *parameters, name, **_):
     for parameter in parameters[-2:]:
         if tuple(parameter) not in ((acc[1],), tuple(acc[1:]), (1, *acc[2:])):
-            raise CompileError(f"requantisation {name}: parameters of shape {parameter} for {acc}; they are (C,) or (C | 1, H, W)")
+            raise CompileError(f"requantisation {name}: parameters {parameter} for {acc}; they are (C,) or (C | 1, H, W)")
     return acc
 
 

@@ -1,0 +1,98 @@
+"""What the accelerator refuses, whatever its size: each check returns the reason, or None where the layer is taken.
+
+The proofs are over values, not over widths: a convolution's accumulators are bounded by its own weights, channel by channel.
+"""
+
+import numpy as np
+
+from seriatim.compiler.ir import INT32, Conv, Layer, MaxPool, Requant, SumPool
+from seriatim.formats import Format, Kind
+
+MAX_READ_BITS = 8
+"""Most planes of activations, and of weights, that a convolution multiplies."""
+INT64 = -(1 << 63), (1 << 63) - 1
+
+
+def refusal(layer: Layer) -> str | None:
+    """Why the accelerator cannot run `layer`, or None."""
+    reason = _formats(layer)
+    if reason or isinstance(layer, MaxPool):
+        return reason
+    if isinstance(layer, Conv):
+        reason = _weights(layer)
+        if layer.requant.per_position:
+            reason = reason or "requantisation that differs by position: only sums of a pool have it; use one m for each channel"
+        if reason:
+            return reason
+    low, high = acc_range(layer)
+    if low.min() < INT32[0] or high.max() > INT32[1]:
+        worst = int(max(-low.min(), high.max()))
+        return f"accumulators may reach {worst}, beyond 32 bits; use fewer bits, or fewer channels in a group"
+    return _requant(layer.requant, low, high, layer)
+
+
+def _formats(layer: Layer) -> str | None:
+    roles = {"input": layer.x.format, "output": layer.out.format}
+    if isinstance(layer, Conv):
+        roles |= {"weights": layer.w_format, "residual": layer.res.format if layer.res else None}
+    for role, fmt in roles.items():
+        if fmt and not fmt.linear:
+            return f"{role} in format {fmt} needs the shift-add engine, which this machine does not have; use uint or int"
+    if isinstance(layer, Conv):
+        for role, fmt in (("input read", layer.x_read), ("weights", layer.w_format)):
+            if fmt.bits > MAX_READ_BITS:
+                return f"{role} as {fmt}: a convolution multiplies at most {MAX_READ_BITS} bits; read fewer top planes"
+    if layer.x.format is None:
+        return "input of 32-bit words; requantise it to 16 bits or fewer"
+    return None
+
+
+def values_of(fmt: Format) -> tuple[int, int]:
+    """Smallest and largest value of a linear format, in units of its scale."""
+    return fmt.min_value, fmt.max_value
+
+
+def _weights(layer: Conv) -> str | None:
+    w, fmt = layer.w, layer.w_format
+    low, high = values_of(fmt)
+    outside = (w < low) | (w > high)
+    if fmt.kind is Kind.BIPOLAR:
+        outside |= w % 2 == 0
+    if outside.any():
+        odd = "odd values, " if fmt.kind is Kind.BIPOLAR else ""
+        return f"weight {int(w[outside][0])} is no value of {fmt}: it holds {odd}{low} to {high}; declare a wider format"
+    return None
+
+
+def acc_range(layer: Conv | SumPool) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest accumulator of each output channel, for any codes that the input's format can hold."""
+    low, high = values_of(layer.x_read)
+    if any(layer.padding):
+        low, high = min(low, 0), max(high, 0)
+    if isinstance(layer, SumPool):
+        channels = np.ones(layer.out.shape[1], np.int64)
+        return layer.k * low * channels, layer.k * high * channels
+    w = layer.w.astype(np.int64)
+    positive, negative = np.maximum(w, 0).sum(axis=(1, 2, 3)), np.minimum(w, 0).sum(axis=(1, 2, 3))
+    return positive * low + negative * high, positive * high + negative * low
+
+
+def _requant(q: Requant, low: np.ndarray, high: np.ndarray, layer: Layer) -> str | None:
+    if not 0 <= q.shift <= 63:
+        return f"shift {q.shift}: it is 0 to 63"
+    if not INT32[0] <= q.m2 <= INT32[1]:
+        return f"residual multiplier {q.m2}: it is a signed 32-bit number; use a smaller shift"
+    if q.lo > q.hi:
+        return f"clip to {q.lo}..{q.hi}: lo is above hi"
+    out = layer.out
+    if q.lo < out.lo or q.hi > out.hi:
+        return f"clip to {q.lo}..{q.hi}: its reader takes {out.format or 'int32'}, {out.lo} to {out.hi}; declare them alike"
+    shape = (-1, 1, 1) if q.per_position else (-1,)
+    products = [q.m.astype(object) * edge.astype(object).reshape(shape) for edge in (low, high)]
+    res = getattr(layer, "res", None)
+    added = [q.m2 * value for value in values_of(res.format)] if res is not None else [0]
+    smallest = (np.minimum(*products) + min(added) + q.b.astype(object)).min()
+    largest = (np.maximum(*products) + max(added) + q.b.astype(object)).max()
+    if smallest < INT64[0] or largest > INT64[1]:
+        return f"m * acc + m2 * res + b may reach {max(-smallest, largest)}, beyond 64 bits; use smaller multipliers and shift"
+    return None
