@@ -13,6 +13,7 @@ Memory layouts (a *word* is K bits, lane 0 in bit 0, little-endian bytes):
     int32        [image][row][column][column tile] of `raw_words` words: N little-endian int32
 """
 
+import os
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
@@ -383,8 +384,29 @@ def manual() -> str:
     return "\n".join(out) + "\n"
 
 
+def main_asm(args):
+    """`seriatim asm FILE`: assembles text, as `disasm` prints it, to a program."""
+    with open(args.path) as f:
+        program = assemble(f)
+    out = args.out or os.path.splitext(args.path)[0] + ".bin"
+    with open(out, "wb") as f:
+        f.write(program)
+    print(f"{out}: {len(program) // INSTR_BYTES} instructions")
+
+
 def main_disasm(args):
     """`seriatim disasm FILE`: prints a program as text."""
-    with open(args.program, "rb") as f:
+    with open(args.path, "rb") as f:
         for line in disassemble(f.read()):
             print(line)
+
+
+def main_manual(args):
+    """`seriatim manual --out DIR`: writes the pages that come from the tables."""
+    from . import csr
+
+    os.makedirs(args.out, exist_ok=True)
+    for name, text in (("isa.md", manual()), ("registers.md", csr.manual())):
+        with open(os.path.join(args.out, name), "w") as f:
+            f.write(text)
+        print(os.path.join(args.out, name))

@@ -1,0 +1,119 @@
+"""The report of a run: `report.json` for programs, a table for people."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from seriatim.config import Config
+from seriatim.csr import STALLS, Counter
+from seriatim.errors import DataError
+
+from .session import Counts, cycles
+
+
+def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
+    """How alive a layer's data is: distinct codes, and the share of codes at a limit that clips (0 is the floor of ReLU, not a
+    clipped value)."""
+    limits = [limit for limit in (lo, hi) if limit]
+    saturated = float(np.isin(codes, limits).mean()) if codes.size else 0.0
+    return {"distinct_codes": int(np.unique(codes).size), "saturated": round(saturated, 4)}
+
+
+def layer_row(name: str, shape, w: int, a: int, macs: int, config: Config, counts: dict, live: dict, bit_exact: bool) -> dict:
+    """One layer of the report. `macs` are the PyTorch layer's multiply-accumulates, each worth w x a binary ones; bytes are what
+    crossed the AXI bus while the layer ran."""
+    spent = cycles(counts)
+    useful = macs * w * a
+    return {
+        "name": name, "shape": list(shape), "w": w, "a": a, "macs": macs, "cycles": spent,
+        "utilisation": round(useful / (spent * config.peak), 4) if spent else 0.0,
+        "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
+        "bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
+        **live, "bit_exact": bit_exact,
+    }
+
+
+def totals(config: Config, counts: Counts, layers: list[dict], host_bytes: int) -> dict:
+    """Sums over the run. `host_bytes`: what the host hands over for the images (weights and program stay in memory)."""
+    macs = sum(layer["macs"] * layer["w"] * layer["a"] for layer in layers)
+    return {
+        "cycles": counts.cycles, "binary_macs": macs, "peak_binary_macs_per_cycle": config.peak,
+        "utilisation": round(macs / (counts.cycles * config.peak), 4) if counts.cycles else 0.0,
+        "stalls": {stall: counts.total[counter] for stall, counter in STALLS.items()},
+        "dram_bytes": (counts.total[Counter.READ_BEATS] + counts.total[Counter.WRITE_BEATS]) * config.axi_bytes,
+        "host_bytes": host_bytes,
+    }
+
+
+def write(report: dict, folder: Path) -> Path:
+    """Writes `report.json` into `folder`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".report", delete=False) as f:
+        json.dump(report, f, indent=1)
+        f.write("\n")
+    path = folder / "report.json"
+    os.replace(f.name, path)
+    return path
+
+
+def load(path: str | Path) -> dict:
+    """The report at `path`, a file or the folder of a run. Raises DataError where there is none."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a report ({error}); `make sim` writes one") from None
+
+
+def show(report: dict) -> None:
+    """Prints the report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    config, total = report["config"], report["totals"]
+    wide = max((len(layer["name"]) for layer in report["layers"]), default=0) + 120
+    console = Console(width=max(Console().width, wide) if not Console().is_terminal else None)
+    table = Table(title=f"{report['net']} W{report['w']}A{report['a']} ({report['quant']}), {report['images']} image(s) on the "
+                        f"{config['m']}x{config['n']}x{config['k']} array ({report['level']})", title_justify="left")
+    for column in ("layer", "output", "W", "A", "MMAC", "cycles", "util."):
+        table.add_column(column, justify="left" if column in ("layer", "output") else "right")
+    for stall in STALLS:
+        table.add_column(stall, justify="right")
+    for column in ("KiB", "codes", "sat.", "exact"):
+        table.add_column(column, justify="right")
+    for layer in report["layers"]:
+        table.add_row(
+            layer["name"], "x".join(map(str, layer["shape"])), str(layer["w"]), str(layer["a"]), f"{layer['macs'] / 1e6:.1f}",
+            f"{layer['cycles']:,}", f"{layer['utilisation']:.1%}", *(f"{layer['stalls'][s]:,}" for s in STALLS),
+            f"{layer['bytes'] / 1024:.0f}", str(layer["distinct_codes"]), f"{layer['saturated']:.1%}",
+            "yes" if layer["bit_exact"] else "NO", style=None if layer["bit_exact"] else "bold red")
+    table.add_section()
+    table.add_row("total", "", "", "", f"{sum(layer['macs'] for layer in report['layers']) / 1e6:.1f}", f"{total['cycles']:,}",
+                  f"{total['utilisation']:.1%}", *(f"{total['stalls'][s]:,}" for s in STALLS),
+                  f"{total['dram_bytes'] / 1024:.0f}", "", "", "yes" if report["bit_exact"] else "NO")
+    console.print(table)
+    accuracy = report["accuracy"]
+    print(f"bit-exact: {'every element of every layer equals PyTorch' if report['bit_exact'] else 'NO'}")
+    if accuracy["rtl_images"]:
+        print(f"accuracy: {accuracy['rtl_correct']} of {accuracy['rtl_images']} images here; "
+              f"held out {_percent(accuracy['held_out'])} of {accuracy['held_out_images']:,} images "
+              f"(float net {_percent(accuracy['float_held_out'])})")
+    for row in report["cpu_fallback"]:
+        print(f"on the CPU: {row['name']} ({row['op']}): {row['reason']}")
+    if not report["cpu_fallback"]:
+        print("on the CPU: nothing")
+    print(f"memory on chip {config['on_chip_bytes'] / 1024:.0f} KiB; AXI {config['axi_bits']} bits, {config['latency']} cycles to the "
+          f"first data; {report['sim']['cycles_per_second']:,.0f} cycles/s simulated, {report['sim']['wall_s']:.1f} s")
+
+
+def _percent(share) -> str:
+    return "unknown" if share is None else f"{share:.2%}"
+
+
+def main(args) -> None:
+    """`seriatim report PATH`."""
+    show(load(args.path))
