@@ -163,10 +163,10 @@ class IsaSession(Session):
 
     def write(self, address, data):
         data = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray) else data
-        _span(self, address, len(data))[:] = data
+        span(self, address, len(data))[:] = data
 
     def read(self, address, size):
-        return _span(self, address, size).copy()
+        return span(self, address, size).copy()
 
     def csr_read(self, name):
         return self._csrs[name]
@@ -195,7 +195,7 @@ class IsaSession(Session):
         pass
 
 
-def _span(session, address: int, size: int) -> np.ndarray:
+def span(session, address: int, size: int) -> np.ndarray:
     """The part of a session's memory at a byte address."""
     at = address - session.base
     if at < 0 or at + size > len(session.memory):

@@ -1,0 +1,75 @@
+"""The Verilated accelerator behind the session's interface."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import seriatim
+from seriatim.config import Config
+from seriatim.csr import ADDR
+from seriatim.errors import MachineError
+
+from . import build
+from .session import Session, span
+from .verilated import MemoryModel, Reason, VerilatedTop
+
+MAX_CYCLES = 20_000_000_000
+"""Far beyond any program; a machine that waits is stopped by its watchdog long before."""
+
+
+def verilog(config: Config) -> str:
+    """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds)."""
+    hw = Path(__file__).parent.parent / "hw"
+    sources = sorted([*hw.glob("*.py"), *Path(seriatim.__file__).parent.glob("*.py")])
+    key = hashlib.sha256(json.dumps(asdict(config)).encode() + version("amaranth").encode())
+    for path in sources:
+        key.update(path.read_bytes())
+
+    def make(folder: Path):
+        from seriatim.hw.convert import SIM, to_verilog
+        from seriatim.hw.top import Seriatim
+
+        (folder / "top.v").write_text(to_verilog(Seriatim(config, simulation=True), "seriatim_top", platform=SIM))
+
+    return (build.cached("verilog", key.hexdigest()[:24], make, f"Verilog of the {config} machine") / "top.v").read_text()
+
+
+def library(config: Config) -> Path:
+    """The Verilated library of the accelerator, built unless the cache has it."""
+    return build.build(verilog(config), axi_bits=config.axi_bits)
+
+
+class RtlSession(Session):
+    """The RTL in Verilator, on a memory that behaves as `model` says. `verilated` is the simulation itself."""
+
+    level = "rtl"
+
+    def __init__(self, config: Config, memory_bytes: int, base: int = 0, model: MemoryModel | None = None, progress=None,
+                 library_path: Path | None = None):
+        super().__init__(config)
+        self.memory, self.base, self.progress = np.zeros(memory_bytes, np.uint8), base, progress
+        self.verilated = VerilatedTop(library_path or library(config), self.memory, base=base, model=model)
+
+    def write(self, address, data):
+        data = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray) else data
+        span(self, address, len(data))[:] = data
+
+    def read(self, address, size):
+        return span(self, address, size).copy()
+
+    def csr_read(self, name):
+        return self.verilated.csr_read(ADDR[name])
+
+    def csr_write(self, name, value):
+        self.verilated.csr_write(ADDR[name], value)
+
+    def wait(self):
+        if self.verilated.run_until_irq(MAX_CYCLES, self.progress).reason is not Reason.IRQ:
+            raise MachineError(f"no interrupt within {MAX_CYCLES:,} cycles: the machine hangs, and its watchdog is off or broken")
+
+    def close(self):
+        self.verilated.close()
