@@ -6,15 +6,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 import seriatim
 from seriatim.config import Config
 from seriatim.csr import ADDR
 from seriatim.errors import MachineError
 
 from . import build
-from .session import Session, span
+from .session import MemorySession
 from .verilated import MemoryModel, Reason, VerilatedTop
 
 MAX_CYCLES = 20_000_000_000
@@ -43,23 +41,16 @@ def library(config: Config) -> Path:
     return build.build(verilog(config), axi_bits=config.axi_bits)
 
 
-class RtlSession(Session):
+class RtlSession(MemorySession):
     """The RTL in Verilator, on a memory that behaves as `model` says. `verilated` is the simulation itself."""
 
     level = "rtl"
 
     def __init__(self, config: Config, memory_bytes: int, base: int = 0, model: MemoryModel | None = None, progress=None,
                  library_path: Path | None = None):
-        super().__init__(config)
-        self.memory, self.base, self.progress = np.zeros(memory_bytes, np.uint8), base, progress
+        super().__init__(config, memory_bytes, base)
+        self.progress = progress
         self.verilated = VerilatedTop(library_path or library(config), self.memory, base=base, model=model)
-
-    def write(self, address, data):
-        data = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray) else data
-        span(self, address, len(data))[:] = data
-
-    def read(self, address, size):
-        return span(self, address, size).copy()
 
     def csr_read(self, name):
         return self.verilated.csr_read(ADDR[name])

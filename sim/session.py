@@ -148,25 +148,40 @@ class Session(ABC):
         return [{c: after[c] - before[c] for c in Counter} for before, after in zip(rows, rows[1:], strict=False)] if layers else []
 
 
-class IsaSession(Session):
+class MemorySession(Session):
+    """A session whose memory is a NumPy array that starts at byte address `base`."""
+
+    def __init__(self, config: Config, memory_bytes: int, base: int = 0):
+        super().__init__(config)
+        self.memory, self.base = np.zeros(memory_bytes, np.uint8), base
+
+    def _span(self, address: int, size: int) -> np.ndarray:
+        at = address - self.base
+        if at < 0 or at + size > len(self.memory):
+            raise ArtefactError(f"bytes {address:#x}..{address + size:#x}: this session's memory is "
+                                f"{self.base:#x}..{self.base + len(self.memory):#x}; open it with more")
+        return self.memory[at:at + size]
+
+    def write(self, address, data):
+        data = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray) else data
+        self._span(address, len(data))[:] = data
+
+    def read(self, address, size):
+        return self._span(address, size).copy()
+
+
+class IsaSession(MemorySession):
     """The ISA simulator behind the session's interface. Its cycle counters stay 0: it knows no time."""
 
     level = "isa"
 
     def __init__(self, config: Config, memory_bytes: int, base: int = 0, order: str | int = "load", trace=None):
-        super().__init__(config)
-        self.memory, self.base, self.order, self.trace = np.zeros(memory_bytes, np.uint8), base, order, trace
+        super().__init__(config, memory_bytes, base)
+        self.order, self.trace = order, trace
         geometry = config.m | config.n << 8 | config.k << 20
         self._csrs = dict.fromkeys(ADDR, 0) | {"ID": csr.ID_VALUE, "ISA_VERSION": isa.VERSION, "CONFIG_HASH": config.hash,
                                                "GEOMETRY": geometry}
         self.machine: Machine | None = None
-
-    def write(self, address, data):
-        data = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray) else data
-        span(self, address, len(data))[:] = data
-
-    def read(self, address, size):
-        return span(self, address, size).copy()
 
     def csr_read(self, name):
         return self._csrs[name]
@@ -193,13 +208,3 @@ class IsaSession(Session):
 
     def wait(self):
         pass
-
-
-def span(session, address: int, size: int) -> np.ndarray:
-    """The part of a session's memory at a byte address."""
-    at = address - session.base
-    if at < 0 or at + size > len(session.memory):
-        first, last = session.base, session.base + len(session.memory)
-        raise ArtefactError(f"bytes {address:#x}..{address + size:#x}: this session's memory is {first:#x}..{last:#x}; "
-                            "open it with more memory")
-    return session.memory[at:at + size]
