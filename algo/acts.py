@@ -1,0 +1,112 @@
+"""Activation codes: unsigned or signed b-bit integers with one scale for each tensor.
+
+code = clip(floor(y / s + 1/2), lo, hi), straight-through inside the range. The scale is learned
+(Esser et al., "Learned Step Size Quantization", ICLR 2020, section 2) or calibrated by an
+exponential average of a percentile. Tensors travel as `Codes`: integer codes in a float tensor,
+the scale apart, so that no layer multiplies by a scale that requantisation takes up anyway.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from seriatim.errors import ConfigError
+from seriatim.formats import Format, Kind
+
+
+class Codes(NamedTuple):
+    """Integer codes (in a float tensor), their scale (0-dim tensor) and their format."""
+
+    tensor: torch.Tensor
+    scale: torch.Tensor
+    format: Format
+
+    def read(self, bits: int) -> torch.Tensor:
+        """Codes as a reader of the top `bits` planes sees them; the gradient goes straight through."""
+        drop = self.format.bits - bits
+        if drop <= 0:
+            return self.tensor
+        scaled = self.tensor * 2.0**-drop
+        return scaled + (torch.floor(scaled) - scaled).detach()
+
+    def real(self) -> torch.Tensor:
+        return self.tensor * self.scale
+
+
+class _Quantise(torch.autograd.Function):
+    """Rounding half up and clipping, with LSQ's gradient for log(scale)."""
+
+    @staticmethod
+    def forward(ctx, y, log_scale, lo, hi):
+        scale = log_scale.exp()
+        ratio = y / scale
+        code = torch.floor(ratio + 0.5).clamp_(lo, hi)
+        ctx.save_for_backward(ratio, code, scale)
+        ctx.range = lo, hi
+        return code
+
+    @staticmethod
+    def backward(ctx, grad):
+        ratio, code, scale = ctx.saved_tensors
+        lo, hi = ctx.range
+        inside = (ratio > lo - 0.5) & (ratio < hi + 0.5)
+        masked = grad * inside
+        # d code / d log s is -ratio inside by the straight-through rule. The network sees
+        # code * s, whose own factor s adds `code`: LSQ's  code - ratio  inside, the bound outside.
+        steps = None
+        if ctx.needs_input_grad[1]:
+            steps = (grad * code).sum() - (masked * ratio).sum()
+            steps = steps / (grad.numel() * hi) ** 0.5
+        return masked / scale, steps, None, None
+
+
+class Activation(nn.Module):
+    """Quantises a layer's output to `bits` (stored) codes.
+
+    Args:
+        bits: stored width, 1 to 8.
+        signed: int codes (a residual branch without ReLU) instead of uint.
+        learned: LSQ's scale; else an exponential average of the `percentile` of |y|.
+
+    The scale starts at the first training batch: the step that minimises its squared error.
+
+    Raises:
+        ConfigError: bits outside 1..8.
+    """
+
+    def __init__(self, bits: int, signed=False, learned=True, percentile=0.9999, momentum=0.05):
+        super().__init__()
+        if not 1 <= bits <= 8:
+            raise ConfigError(f"activations of {bits} bits: choose 1 to 8")
+        self.format = Format(Kind.INT if signed else Kind.UINT, bits)
+        self.learned, self.percentile, self.momentum = learned, percentile, momentum
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned)
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def _calibrate(self, y: torch.Tensor) -> None:
+        sample = y.detach().flatten()[:: max(1, y.numel() // 65536)].float()
+        lo, hi = self.format.lo, self.format.hi
+        peak = sample.abs() if self.format.lo else sample.clamp_min(0)
+        peak = peak.quantile(self.percentile).clamp_min(1e-6)
+        if self.learned or not self.started:
+            steps = peak / max(hi, 1) * torch.linspace(0.2, 1.2, 41)
+            codes = torch.floor(sample[:, None] / steps + 0.5).clamp_(lo, hi)
+            errors = (codes * steps - sample.clamp_min(min(lo, 0) * peak)[:, None]).square().sum(0)
+            self.log_scale.copy_(steps[errors.argmin()].log())
+        else:
+            new = (peak / max(hi, 1)).log()
+            self.log_scale.lerp_(new, self.momentum)
+        self.started.fill_(True)
+
+    def forward(self, y: torch.Tensor) -> Codes:
+        if self.training and (not self.started or not self.learned):
+            self._calibrate(y)
+        code = _Quantise.apply(y, self.log_scale, self.format.lo, self.format.hi)
+        # the consumers normalise the scale away (batch norm), so LSQ's factor s enters here as one
+        return Codes(code, self.scale.detach(), self.format)

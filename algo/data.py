@@ -1,0 +1,232 @@
+"""Data sets in their official formats, read without any download.
+
+Each loader returns `Images`: uint8 codes (N, C, H, W) and int64 labels. A missing, truncated or
+malformed file is a DataError that says what was found, what the format asks for, and what to do.
+"""
+
+import gzip
+import pickle
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from seriatim.errors import ConfigError, DataError
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the official files."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 images (N, C, H, W), int64 labels (N,), the number of classes and the set's name."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
+    name: str
+
+    def __len__(self):
+        return len(self.images)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of an IDX file, plain or gzipped (the format of MNIST and Fashion-MNIST).
+
+    Raises:
+        DataError: missing, corrupt or truncated, or not an IDX file of bytes.
+    """
+    try:
+        raw = Path(path).read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: {error}; fetch the official file again") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4:
+        raise DataError(
+            f"{path}: starts with {raw[:4].hex() or 'nothing'}; an IDX file of bytes starts with "
+            "000008 and its number of dimensions, 01 to 04: give the official file"
+        )
+    header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise DataError(f"{path}: {len(raw)} bytes end inside the header; fetch the file again")
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4))
+    need = header + int(np.prod(shape, dtype=object))
+    if len(raw) != need:
+        raise DataError(
+            f"{path}: {len(raw)} bytes, but {'x'.join(map(str, shape))} needs {need}: the file is "
+            "truncated or damaged, fetch it again"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def _either(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            return path
+    raise DataError(
+        f"{folder / name}[.gz] is missing: install Debian's package dataset-fashion-mnist, or name "
+        "a folder with the official IDX files by --data"
+    )
+
+
+def _checked(images: np.ndarray, labels: np.ndarray, classes: int, name: str) -> Images:
+    if len(images) != len(labels):
+        raise DataError(
+            f"{name}: {len(images)} images but {len(labels)} labels: each image needs one; the "
+            "files are not of the same set"
+        )
+    if len(labels) == 0:
+        raise DataError(f"{name}: no images; give a folder that holds some")
+    if int(labels.max()) >= classes:
+        raise DataError(
+            f"{name}: label {int(labels.max())}, but it has {classes} classes (0 to {classes - 1}): "
+            "the file is damaged, fetch it again"
+        )
+    return Images(images, labels.astype(np.int64), classes, name)
+
+
+def fashion_mnist(train: bool, folder: Path | None = None) -> Images:
+    """Fashion-MNIST: 60,000 or 10,000 grey images (N, 1, 28, 28) of the official IDX files.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    folder = FASHION_MNIST if folder is None else Path(folder)
+    part = "train" if train else "t10k"
+    images = read_idx(_either(folder, f"{part}-images-idx3-ubyte"))
+    labels = read_idx(_either(folder, f"{part}-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.ndim != 1:
+        raise DataError(
+            f"{folder}: images of {images.ndim} and labels of {labels.ndim} dimensions; the official "
+            "files have 3 and 1"
+        )
+    return _checked(images[:, None], labels, 10, "fashion-mnist")
+
+
+def cifar10(train: bool, folder: Path) -> Images:
+    """CIFAR-10 in its official python or binary version: colour images (N, 3, 32, 32).
+
+    `folder` holds data_batch_1.. and test_batch (python) or the same names with .bin. The python
+    version is a pickle: only the plain types that it needs are loaded from it.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    folder = Path(folder)
+    names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+    parts = []
+    for name in names:
+        if (folder / f"{name}.bin").exists():
+            parts.append(_cifar_binary(folder / f"{name}.bin"))
+        elif (folder / name).exists():
+            parts.append(_cifar_python(folder / name))
+        else:
+            raise DataError(
+                f"{folder / name}[.bin] is missing: unpack the official cifar-10-python or "
+                "cifar-10-binary archive and name its folder by --data"
+            )
+    images = np.concatenate([images for images, _ in parts])
+    return _checked(images, np.concatenate([labels for _, labels in parts]), 10, "cifar-10")
+
+
+def _cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    raw = np.fromfile(path, np.uint8)
+    if raw.size == 0 or raw.size % 3073:
+        raise DataError(
+            f"{path}: {raw.size} bytes; the binary version holds records of 3073 bytes: fetch the "
+            "file again"
+        )
+    raw = raw.reshape(-1, 3073)
+    return raw[:, 1:].reshape(-1, 3, 32, 32), raw[:, 0]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads the containers and the NumPy arrays of CIFAR-10's files and nothing else."""
+
+    def find_class(self, module, name):
+        if (module.split(".")[0], name) in {
+            ("numpy", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a CIFAR-10 file")
+
+
+def _cifar_python(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            content = _PlainUnpickler(file, encoding="bytes").load()
+        images = np.asarray(content[b"data"], np.uint8)
+        labels = np.asarray(content[b"labels"], np.int64)
+        return images.reshape(-1, 3, 32, 32), labels
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise DataError(
+            f"{path}: {type(error).__name__}: {error}; the python version is a pickled dictionary "
+            "with b'data' and b'labels': fetch the file again"
+        ) from error
+
+
+def image_folder(folder: Path, size: int) -> Images:
+    """Colour images (N, 3, size, size) of FOLDER/CLASS/xxx.jpg; classes in alphabetical order.
+
+    Raises:
+        DataError: no folder, no class folders, no images, or an image that cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from seriatim.algo.images import resize
+
+    folder = Path(folder)
+    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not classes:
+        raise DataError(f"{folder}: holds no class folders; images are read from FOLDER/CLASS/xxx.jpg")
+    images, labels = [], []
+    for label, path in enumerate(classes):
+        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+            try:
+                with Image.open(file) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+            except (OSError, UnidentifiedImageError) as error:
+                raise DataError(f"{file}: {error}; remove the file or replace it") from error
+            images.append(resize(pixels.transpose(2, 0, 1), size))
+            labels.append(label)
+    if not images:
+        raise DataError(f"{folder}: no images; supported are {', '.join(IMAGE_SUFFIXES)}")
+    return _checked(np.stack(images), np.asarray(labels), len(classes), folder.name)
+
+
+def digits(train: bool) -> Images:
+    """scikit-learn's digits (N, 1, 8, 8), 0..16 spread over 0..255; every fifth image is a test image."""
+    from sklearn.datasets import load_digits
+
+    content = load_digits()
+    images = np.minimum(content.images * 16, 255).astype(np.uint8)[:, None]
+    test = np.arange(len(images)) % 5 == 4
+    chosen = ~test if train else test
+    return _checked(images[chosen], content.target[chosen], 10, "digits")
+
+
+def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> Images:
+    """The data set `name`: fashion-mnist, cifar-10, digits, or folder (FOLDER/{train,test}/CLASS).
+
+    Raises:
+        ConfigError: an unknown name, or no folder where one is needed.
+        DataError: a file is missing or malformed.
+    """
+    if name == "fashion-mnist":
+        return fashion_mnist(train, folder)
+    if name == "digits":
+        return digits(train)
+    if name not in ("cifar-10", "folder"):
+        raise ConfigError(f"data set {name!r}: choose fashion-mnist, cifar-10, digits or folder")
+    if folder is None:
+        raise ConfigError(f"data set {name}: name its folder by --data-folder")
+    if name == "cifar-10":
+        return cifar10(train, folder)
+    return image_folder(Path(folder) / ("train" if train else "test"), size)

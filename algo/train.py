@@ -1,0 +1,238 @@
+"""The training loop: seeded, resumable after every epoch, the same for float and low-bit nets."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from seriatim.algo import schedule
+from seriatim.algo.data import Images
+from seriatim.algo.images import batches, resize
+from seriatim.algo.nets import Net, set_hard, set_temperature
+from seriatim.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained.
+
+    Args:
+        sizes: ((image size, epochs), ...) in order: small images first are cheaper.
+        batch, rate, weight_decay, optimizer ("sgd" with momentum 0.9, or "adam"), schedule (of
+            the learning rate, `schedule.RATES`).
+        tau, tau_schedule: temperature from, to (see `schedule.temperature`).
+        shift, flip: augmentation: shift in pixels of a 32-pixel image, and mirroring.
+        calibration: images whose statistics replace those of batch norm at the end, with W_q.
+        seed: of the order, the augmentation and torch.
+
+    Raises:
+        ConfigError: an unknown optimizer or schedule, or no epochs.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    batch: int = 256
+    rate: float = 0.1
+    weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    schedule: str = "one-cycle"
+    tau: tuple[float, float] = (0.1, 0.01)
+    tau_schedule: str = "rate"
+    shift: int = 2
+    flip: bool = True
+    calibration: int = 8192
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.optimizer not in ("sgd", "adam"):
+            raise ConfigError(f"optimizer {self.optimizer!r}: choose sgd or adam")
+        if self.schedule not in schedule.RATES:
+            raise ConfigError(f"schedule {self.schedule!r}: choose {', '.join(schedule.RATES)}")
+        if self.epochs < 1:
+            raise ConfigError(f"{self.epochs} epochs: at least one is needed")
+
+    @property
+    def epochs(self) -> int:
+        return sum(epochs for _, epochs in self.sizes)
+
+    def size_of(self, epoch: int) -> int:
+        for size, epochs in self.sizes:
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        return self.sizes[-1][0]
+
+
+def make_optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay acts on weights and logits, not on batch norm, biases or scales."""
+    matrices = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, recipe.rate, weight_decay=0, fused=True)
+    return torch.optim.SGD(groups, recipe.rate, momentum=0.9, weight_decay=0, fused=True)
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """torch.save beside `path`, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def fit(
+    net: Net,
+    data: Images,
+    recipe: Recipe,
+    path: Path | None = None,
+    *,
+    test: Images | None = None,
+    log: Callable[[str], None] = print,
+    progress: bool = False,
+) -> list[dict]:
+    """Train `net` in place; returns one record for each epoch.
+
+    With a `path`, the state is saved there after every epoch and a run that finds one of the same
+    recipe goes on from it, to the same bits as a run without interruption on the same machine.
+    The last step of a low-bit net is the calibration of its batch norms with W_q; it is left hard.
+
+    Raises:
+        CheckpointError: `path` holds another recipe's state or is damaged.
+        ConfigError: images that do not fit the net.
+    """
+    torch.manual_seed(recipe.seed)
+    optimizer = make_optimizer(net, recipe)
+    history: list[dict] = []
+    if path is not None and path.exists():
+        history = _resume(net, optimizer, recipe, path)
+        log(f"{path}: goes on after epoch {len(history)} of {recipe.epochs}")
+    scaled = {}
+    for epoch in range(len(history), recipe.epochs):
+        size = recipe.size_of(epoch)
+        if size not in scaled:
+            scaled = {size: resize(data.images, size)}
+        record = _epoch(net, optimizer, scaled[size], data.labels, recipe, epoch, progress)
+        if test is not None:
+            record["test"] = accuracy(net, test, size)
+        history.append(record)
+        log(" ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
+        if path is not None:
+            save_atomically(_state(net, optimizer, recipe, history), path)
+    if net.quantisation is not None:
+        set_hard(net)
+        calibrate(net, data, recipe.sizes[-1][0], recipe.calibration, recipe.seed)
+    return history
+
+
+def _epoch(net, optimizer, images, labels, recipe, epoch, progress) -> dict:
+    net.train()
+    steps = math.ceil(len(images) / recipe.batch)
+    if len(images) >= recipe.batch:
+        steps = len(images) // recipe.batch
+    total = steps * recipe.epochs
+    seed = recipe.seed * 100003 + epoch
+    shift = round(recipe.shift * images.shape[-1] / 32)
+    feed = batches(
+        images, labels, recipe.batch, channels=net.channels, seed=seed, shift=shift, flip=recipe.flip
+    )
+    if progress:
+        from tqdm import tqdm
+
+        feed = tqdm(feed, f"epoch {epoch + 1}/{recipe.epochs}", steps, leave=False)
+    start, loss_sum, right, seen, tau = time.time(), 0.0, 0, 0, 0.0
+    for index, (x, y) in enumerate(feed):
+        step = epoch * steps + index
+        share = schedule.RATES[recipe.schedule](step, total)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * share
+        if net.quantisation is not None:
+            falling = share if step > 0 and _decays(recipe, step, total) else 1.0
+            tau = schedule.temperature(recipe.tau_schedule, step, total, falling, *recipe.tau)
+            set_temperature(net, tau)
+        logits = net(x)
+        loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item() * len(y)
+        right += int((logits.argmax(1) == y).sum())
+        seen += len(y)
+    record = {"epoch": epoch + 1, "size": images.shape[-1], "loss": loss_sum / seen}
+    record |= {"train": right / seen, "seconds": round(time.time() - start, 1)}
+    return record | ({"tau": tau} if net.quantisation is not None else {})
+
+
+def _decays(recipe: Recipe, step: int, total: int) -> bool:
+    rate = schedule.RATES[recipe.schedule]
+    return rate(step, total) < rate(step - 1, total)
+
+
+def _state(net, optimizer, recipe, history) -> dict:
+    return {
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "recipe": repr(recipe),
+        "name": net.name,
+        "quantisation": repr(net.quantisation),
+        "history": history,
+        "torch": torch.get_rng_state(),
+    }
+
+
+def _resume(net, optimizer, recipe, path) -> list[dict]:
+    try:
+        state = torch.load(path, weights_only=True)
+        found = state["name"], state["quantisation"], state["recipe"]
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(f"{path}: {error}; delete it to train from the start") from error
+    wanted = net.name, repr(net.quantisation), repr(recipe)
+    if found != wanted:
+        raise CheckpointError(
+            f"{path}: holds a run of {found}, not of {wanted}; name another file or delete this one"
+        )
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["torch"])
+    return state["history"]
+
+
+@torch.no_grad()
+def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 1) -> None:
+    """Replace the running statistics of every batch norm by averages over `count` training images,
+    under the weights the net has now (W_q after `set_hard`). Unaugmented images in seeded order."""
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    chosen = np.random.default_rng(seed).permutation(len(data))[:count]
+    images = resize(data.images[chosen], size)
+    training = net.training
+    net.train()
+    for x, _ in batches(images, data.labels[chosen], 256, channels=net.channels):
+        if len(x) > 1:
+            net(x)
+    net.train(training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@torch.no_grad()
+def accuracy(net, data: Images, size: int, batch: int = 250) -> float:
+    """Share of right answers of anything that maps float codes to logits, in eval mode."""
+    training = net.training
+    net.eval()
+    right = 0
+    images = resize(data.images, size)
+    for x, y in batches(images, data.labels, batch, channels=net.channels):
+        right += int((net(x).argmax(1) == y).sum())
+    net.train(training)
+    return right / len(data)
