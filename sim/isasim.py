@@ -14,8 +14,7 @@ from seriatim.csr import Cause, Counter
 from seriatim.errors import MachineError, ProgramError
 from seriatim.formats import Kind
 from seriatim.isa import Buffer, Engine, Output, Queue, Sem
-
-from .requant import requant
+from seriatim.sim.requant import requant
 
 
 class Stop(Exception):
@@ -44,8 +43,8 @@ def plane_values(planes: np.ndarray, kind: Kind) -> np.ndarray:
 class Machine:
     """Buffers and semaphores of one accelerator, and a method for each instruction.
 
-    `memory` is a uint8 array whose first byte has address `base`. `read_range` and `write_range` are the (first, beyond last) bytes
-    that LOAD and PATCH, and STORE, may touch.
+    `memory` is a uint8 array whose first byte has address `base`. `read_range` and
+    `write_range` are the (first, beyond last) bytes that LOAD and PATCH, and STORE, may touch.
     """
 
     def __init__(self, config: Config, memory: np.ndarray, base: int = 0, read_range=None, write_range=None):
@@ -295,8 +294,8 @@ class Machine:
 
     def run(self, program: bytes, order: str | int = "load", trace=None):
         """Runs `program` to its END. `order`: which queue goes first where several can ("load", "store"), or a seed for a random
-        choice each time. `trace(pc, instr, fields)` is called after each instruction. Raises MachineError with the cause and pc of
-        the first error, WATCHDOG where the queues wait for each other for ever."""
+        choice each time. `trace(pc, instr, fields)` is called after each instruction. Raises MachineError with the
+        cause and pc of the first error, WATCHDOG where the queues wait for each other for ever."""
         rng = np.random.default_rng(order) if isinstance(order, int) else None
         names = [Queue.LOAD, Queue.EXEC, Queue.STORE][::-1 if order == "store" else 1]
         queues = {q: deque() for q in names}

@@ -10,8 +10,7 @@ import numpy as np
 from seriatim.config import Config
 from seriatim.csr import STALLS, Counter
 from seriatim.errors import DataError
-
-from .session import Counts, cycles
+from seriatim.sim.session import Counts, cycles
 
 
 def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
@@ -106,8 +105,8 @@ def show(report: dict) -> None:
         print(f"on the CPU: {row['name']} ({row['op']}): {row['reason']}")
     if not report["cpu_fallback"]:
         print("on the CPU: nothing")
-    print(f"memory on chip {config['on_chip_bytes'] / 1024:.0f} KiB; AXI {config['axi_bits']} bits, {config['latency']} cycles to the "
-          f"first data; {report['sim']['cycles_per_second']:,.0f} cycles/s simulated, {report['sim']['wall_s']:.1f} s")
+    print(f"memory on chip {config['on_chip_bytes'] / 1024:.0f} KiB; AXI {config['axi_bits']} bits, "
+          f"{config['latency']} cycles to the first data; {report['sim']['cycles_per_second']:,.0f} cycles/s simulated, {report['sim']['wall_s']:.1f} s")
 
 
 def _percent(share) -> str:

@@ -10,10 +10,9 @@ import seriatim
 from seriatim.config import Config
 from seriatim.csr import ADDR
 from seriatim.errors import MachineError
-
-from . import build
-from .session import MemorySession
-from .verilated import MemoryModel, Reason, VerilatedTop
+from seriatim.sim import build
+from seriatim.sim.session import MemorySession
+from seriatim.sim.verilated import MemoryModel, Reason, VerilatedTop
 
 MAX_CYCLES = 20_000_000_000
 """Far beyond any program; a machine that waits is stopped by its watchdog long before."""

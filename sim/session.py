@@ -15,8 +15,7 @@ from seriatim import csr, isa
 from seriatim.config import Config
 from seriatim.csr import ADDR, CAUSE_DOC, CYCLE_COUNTERS, Cause, Counter
 from seriatim.errors import ArtefactError, MachineError
-
-from .isasim import Machine
+from seriatim.sim.isasim import Machine
 
 WATCHDOG_CYCLES = 100_000
 """Default of the watchdog: far above any wait of a working machine."""
@@ -80,7 +79,7 @@ class Session(ABC):
     def wait(self) -> None:
         """Returns when the machine raises its interrupt. Raises MachineError where it never will."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most sessions hold nothing)
         """Frees what the session holds."""
 
     def __enter__(self):
@@ -93,7 +92,7 @@ class Session(ABC):
         """Raises ArtefactError unless the machine has this package's ISA and this session's Config."""
         found = self.csr_read("ID")
         if found != csr.ID_VALUE:
-            raise ArtefactError(f"register ID reads {found:#x}, not {csr.ID_VALUE:#x}: there is no Seriatim machine at this address")
+            raise ArtefactError(f"register ID reads {found:#x}, not {csr.ID_VALUE:#x}: no Seriatim machine is at this address")
         found = self.csr_read("ISA_VERSION")
         if found != isa.VERSION:
             raise ArtefactError(f"the machine has ISA version {found}, this package {isa.VERSION}: use matching releases")
@@ -145,7 +144,9 @@ class Session(ABC):
                 row[c] = self.csr_read("PROFILE_LO") | self.csr_read("PROFILE_HI") << 32
             rows.append(row)
         rows.append(total)
-        return [{c: after[c] - before[c] for c in Counter} for before, after in zip(rows, rows[1:], strict=False)] if layers else []
+        if not layers:
+            return []
+        return [{c: after[c] - before[c] for c in Counter} for before, after in zip(rows, rows[1:])]
 
 
 class MemorySession(Session):

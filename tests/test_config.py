@@ -16,7 +16,8 @@ def test_default_machine():
 
 @pytest.mark.parametrize("change, message", [
     ({"m": 0}, "m=0"), ({"m": 33}, "m=33"), ({"k": 48}, "k=48"), ({"n": 7}, "n=7 with k=64"), ({"n": 0}, "n=0"),
-    ({"axi_bits": 48}, "axi_bits=48"), ({"k": 32}, "k=32 with axi_bits=64"), ({"n": 1, "axi_bits": 256, "k": 256}, "n=1 with axi"),
+    ({"axi_bits": 48}, "axi_bits=48"), ({"k": 32}, "k=32 with axi_bits=64"),
+    ({"n": 1, "axi_bits": 256, "k": 256}, "n=1 with axi"),
     ({"act_words": 1 << 16}, "act_words=65536"), ({"out_words": 8}, "out_words=8"), ({"line_bytes": 100}, "line_bytes=100"),
     ({"max_planes": 17}, "max_planes=17"), ({"marks": 257}, "marks=257"), ({"queue": 1}, "queue=1"), ({"m": "7"}, "m='7'"),
     ({"outstanding": 0}, "outstanding=0"),

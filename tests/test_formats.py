@@ -23,7 +23,8 @@ def test_values(text, codes, values):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Format.parse("float8"), "'float8'"), (lambda: Format.parse("uint0"), "0 bits"), (lambda: Format.parse("uint17"), "17 bits"),
+    (lambda: Format.parse("float8"), "'float8'"), (lambda: Format.parse("uint0"), "0 bits"),
+    (lambda: Format.parse("uint17"), "17 bits"),
     (lambda: Format.parse("uint2z4"), "zero point 4"), (lambda: Format(Kind.INT, 4, zero=1), "only uint"),
     (lambda: Format(Kind.LOG, 4, residues=3), "3 residue"), (lambda: Format(Kind.CODEBOOK, 2, table=(1, 2)), "2 entries"),
     (lambda: Format.parse("uint8z3").top(4), "zero point"), (lambda: Format.parse("int4").top(5), "5 top planes"),

@@ -1,4 +1,7 @@
-"""What can go wrong in a user's run. Each message quotes the value, the rule and the remedy; the CLI prints it without a traceback."""
+"""What can go wrong in a user's run.
+
+Each message quotes the value, the rule and the remedy; the CLI prints it without a traceback.
+"""
 
 
 class SeriatimError(Exception):

@@ -34,7 +34,7 @@ class Queue(IntEnum):
 
 
 class Sem(IntFlag):
-    """Semaphores, as bits of `wait` and `signal`. An execute that waits names the cause of the stall by the lowest one lacking."""
+    """Semaphores, as bits of `wait` and `signal`. A stalled execute blames the lowest one that it lacks."""
 
     ACT_READY = 1 << 0
     WGT_READY = 1 << 1
@@ -131,7 +131,7 @@ class Instr:
 
 _RING = (
     Field("ring_base", 16, "First word of the ring that row addresses wrap in."),
-    Field("ring_words", 16, "Size of the ring; a row address that reaches ring_base + ring_words has ring_words taken off. 0: no wrap."),
+    Field("ring_words", 16, "Size of the ring: a row address from ring_base + ring_words on has ring_words taken off. 0: no wrap."),
 )
 _DMA = (
     Field("dram", 32, "Byte address of the first beat; a multiple of the beat."),
@@ -147,7 +147,8 @@ _DMA = (
 )
 
 INSTRS = (
-    Instr("END", 1, Queue.FETCH, "Ends the program: the machine is done when all queues are empty, all units idle and all writes acknowledged."),
+    Instr("END", 1, Queue.FETCH, """\
+Ends the program: the machine is done when all queues are empty, all units idle and all writes acknowledged."""),
     Instr("LOAD", 2, Queue.LOAD, """\
 Memory to a buffer. For s in slices, y in ny, x in nx, w in words: buffer word
 
@@ -175,10 +176,12 @@ wrap(base + y * row_pitch) + w of each slice in mask becomes K copies of bit (pl
         *_RING,
     )),
     Instr("PATCH", 4, Queue.LOAD, """\
-Builds convolution patches from a byte image: im2col in the load unit, one output row for each slice. For s in slices, x in nx: the
+Builds convolution patches from a byte image: im2col in the load unit, one output row for each slice. For s in
+slices, x in nx: the
 patch is the concatenation, over r in kh, t in kw, c in channels, of the image byte at row y0 + s * y_step + r * dh, column
 x0 + x * sw + t * dw, channel c, or of code where that is outside the image. Its bytes fill ceil(kh * kw * channels / K) channel
-words, 8 planes each (lanes beyond the patch are 0), which go to act words base + x * 8 * that number and up, of slice (slice + s);
+words, 8 planes each (lanes beyond the patch are 0), which go to act words base + x * 8 * that number and up,
+of slice (slice + s);
 they become valid. A row of the image is at dram + row * y_pitch; the bytes that the nx patches need of a row, from the beat that
 holds the first to the beat that holds the last, take seg_bytes in the line memory, so kh * seg_bytes <= line_bytes.""", (
         Field("dram", 32, "Byte address of image row 0; a multiple of the beat."),
@@ -206,19 +209,23 @@ Convolution of a tile on the array. For y in ny, x in nx (a position p = y * nx 
 
     acc[m][n] = sum over kh, kw, c of value(act word) . value(wgt word)
 
-over the K lanes, where plane j of the act word is word wrap(act_base + y * sy + kh * skh) + x * sx + g * sg + kw * skw + c * sc + j
+over the K lanes, where plane j of the act word is word wrap(act_base + y * sy + kh * skh) + x * sx + g * sg +
+kw * skw + c * sc + j
 of slice m, and plane i of the wgt word is row n of word wgt_base + g * wgt_g + (kh * nkw + kw) * wgt_tap + c * w_bits + i. Planes
-count from the most significant; a_bits of the stored planes are used. The hardware sums plane products from the highest significance
+count from the most significant; a_bits of the stored planes are used. The hardware sums plane products from
+the highest significance
 down, shifting the accumulators left when it drops. Where the act kind is bipolar, invalid words contribute 0.
 
 If psum_add, word psum_base + (p * ng + g) * M + m of the psum memory is added to acc[m]. Then, by `output`:
 
     PSUM    the sum is written to that word
-    PLANES  q = clip((m * acc + m2 * res + b) >> shift, lo, hi), with m, b of param word prm_base + g, is lane g * N + n of out words
+    PLANES  q = clip((m * acc + m2 * res + b) >> shift, lo, hi), with m, b of param word prm_base + g, is lane
+            g * N + n of out words
             out_base + p * out_planes + plane (MSB first, two's complement); lanes beyond ng * N are 0
     INT32   q goes as int32 to out words out_base + (p * ng + g) * raw_words and up
 
-where res, if res_planes is not 0, is lane g * N + n of the res_planes planes (MSB first) at residual words res_base + p * res_pitch.
+where res, if res_planes is not 0, is lane g * N + n of the res_planes planes (MSB first) at residual words
+res_base + p * res_pitch.
 A product of planes counts negative when exactly one of the two is the top plane of an `int`. ng <= K / N.""", (
         Field("engine", 2, "Which engine: an Engine.", hi=1),
         Field("act_base", 16, "Act word address of row 0, column 0."),
@@ -259,7 +266,8 @@ A product of planes counts negative when exactly one of the two is the top plane
     )),
     Instr("POOL", 6, Queue.EXEC, """\
 Maximum over a window, on codes. For y in ny, x in nx, g in ng (a channel word): plane j of out word
-out_base + ((y * nx + x) * ng + g) * planes + j of slice m holds the maximum, lane by lane, over kh, kw, of the codes whose planes are
+out_base + ((y * nx + x) * ng + g) * planes + j of slice m holds the maximum, lane by lane, over kh, kw, of the
+codes whose planes are
 act words wrap(act_base + y * sy + kh * skh) + x * sx + g * planes + kw * skw + j. `is_signed` compares two's complement.""", (
         Field("act_base", 16, "Act word address of row 0, column 0."),
         *_RING,
@@ -278,7 +286,8 @@ act words wrap(act_base + y * sy + kh * skh) + x * sx + g * planes + kw * skw + 
     )),
     Instr("STORE", 7, Queue.STORE, """\
 Out buffer to memory. For s in slices, y in ny, x in nx, w in words: K bits of slice (slice + s) of out word
-base + (y * nx + x) * words + w go to dram + s * slice_pitch + y * y_pitch + x * x_pitch + w * K / 8. Finished when every write has
+base + (y * nx + x) * words + w go to dram + s * slice_pitch + y * y_pitch + x * x_pitch + w * K / 8. Finished
+when every write has
 been acknowledged.""", _DMA),
     Instr("MARK", 8, Queue.EXEC, """\
 A layer begins: the counters are copied to row `layer` of the profile memory, one a cycle, while nothing executes.""", (
