@@ -46,7 +46,7 @@ def compiler() -> str:
         if shutil.which(name):
             return name
     raise ToolError(f"no C++ compiler: looked for {named or 'g++, clang++ and c++'} on PATH; the simulated accelerator is "
-                    "compiled on this machine: install one (Debian: apt-get install g++) or name it in the environment variable CXX")
+                    "compiled on this machine: install one (Debian: apt-get install g++) or name it in the environment's CXX")
 
 
 @cache
@@ -150,7 +150,7 @@ def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval
                 path.unlink()
         (folder / "build.json").write_text(json.dumps(key, indent=1) + "\n")
 
-    what = f"the simulator of {top} ({len(source) / 1e6:.1f} MB of Verilog, {axi_bits}-bit AXI)"
+    what = f"the simulator of {top} ({len(source) // 1000} kB of Verilog, {axi_bits}-bit AXI)"
     return cached("verilated", name, make, None if quiet else what) / "seriatim.so"
 
 
