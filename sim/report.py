@@ -106,7 +106,8 @@ def show(report: dict) -> None:
     if not report["cpu_fallback"]:
         print("on the CPU: nothing")
     print(f"memory on chip {config['on_chip_bytes'] / 1024:.0f} KiB; AXI {config['axi_bits']} bits, "
-          f"{config['latency']} cycles to the first data; {report['sim']['cycles_per_second']:,.0f} cycles/s simulated, {report['sim']['wall_s']:.1f} s")
+          f"{config['latency']} cycles to the first data; "
+          f"{report['sim']['cycles_per_second']:,.0f} cycles/s simulated, {report['sim']['wall_s']:.1f} s")
 
 
 def _percent(share) -> str:
