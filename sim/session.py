@@ -14,7 +14,7 @@ import numpy as np
 from seriatim import csr, isa
 from seriatim.config import Config
 from seriatim.csr import ADDR, CAUSE_DOC, CYCLE_COUNTERS, Cause, Counter
-from seriatim.errors import ArtefactError, MachineError
+from seriatim.errors import ArtefactError, MachineError, ProgramError
 from seriatim.sim.isasim import Machine
 
 WATCHDOG_CYCLES = 100_000
@@ -128,7 +128,7 @@ class Session(ABC):
         word = program.code[pc:pc + isa.INSTR_BYTES]
         try:
             text = next(isa.disassemble(word), "beyond its end")
-        except ValueError:
+        except ProgramError:
             text = word.hex()
         raise MachineError(f"the machine stopped with {cause.name} ({CAUSE_DOC[cause]}) at byte {pc:#x} of the program: {text}",
                            cause=cause, pc=pc)
