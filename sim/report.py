@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from seriatim.compiler.program import LayerInfo
 from seriatim.config import Config
 from seriatim.csr import STALLS, Counter
 from seriatim.errors import DataError
-from seriatim.sim.session import Counts, cycles
+from seriatim.sim.executor import Run
+from seriatim.sim.session import cycles
 
 
 def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
@@ -21,13 +23,13 @@ def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
     return {"distinct_codes": int(np.unique(codes).size), "saturated": round(saturated, 4)}
 
 
-def layer_row(name: str, shape, w: int, a: int, macs: int, config: Config, counts: dict, live: dict, bit_exact: bool) -> dict:
-    """One layer of the report. `macs` are the PyTorch layer's multiply-accumulates, each worth w x a binary ones; bytes are what
-    crossed the AXI bus while the layer ran."""
+def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_exact: bool) -> dict:
+    """One layer of the report. Its `macs` are the PyTorch layer's multiply-accumulates, each worth w x a binary ones; bytes are
+    what crossed the AXI bus while the layer ran."""
     spent = cycles(counts)
-    useful = macs * w * a
+    useful = layer.macs * layer.w * layer.a
     return {
-        "name": name, "shape": list(shape), "w": w, "a": a, "macs": macs, "cycles": spent,
+        "name": layer.name, "shape": list(layer.shape), "w": layer.w, "a": layer.a, "macs": layer.macs, "cycles": spent,
         "utilisation": round(useful / (spent * config.peak), 4) if spent else 0.0,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
@@ -35,15 +37,17 @@ def layer_row(name: str, shape, w: int, a: int, macs: int, config: Config, count
     }
 
 
-def totals(config: Config, counts: Counts, layers: list[dict], host_bytes: int) -> dict:
-    """Sums over the run. `host_bytes`: what the host hands over for the images (weights and program stay in memory)."""
-    macs = sum(layer["macs"] * layer["w"] * layer["a"] for layer in layers)
+def totals(config: Config, runs: list[Run], layers: list[dict]) -> dict:
+    """Sums over the programs that ran. `host_bytes`: what the host handed over for the images (weights and programs stay in
+    memory)."""
+    counts = {c: sum(run.counts.total[c] for run in runs) for c in Counter}
+    macs, spent = sum(layer["macs"] * layer["w"] * layer["a"] for layer in layers), cycles(counts)
     return {
-        "cycles": counts.cycles, "binary_macs": macs, "peak_binary_macs_per_cycle": config.peak,
-        "utilisation": round(macs / (counts.cycles * config.peak), 4) if counts.cycles else 0.0,
-        "stalls": {stall: counts.total[counter] for stall, counter in STALLS.items()},
-        "dram_bytes": (counts.total[Counter.READ_BEATS] + counts.total[Counter.WRITE_BEATS]) * config.axi_bytes,
-        "host_bytes": host_bytes,
+        "cycles": spent, "binary_macs": macs, "peak_binary_macs_per_cycle": config.peak,
+        "utilisation": round(macs / (spent * config.peak), 4) if spent else 0.0,
+        "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
+        "dram_bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
+        "host_bytes": sum(run.host_bytes for run in runs),
     }
 
 

@@ -1,0 +1,173 @@
+"""The main job: `make sim`. Load or train, compile, run on the simulated accelerator, compare every layer, report."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from seriatim.config import Config
+from seriatim.errors import MismatchError
+from seriatim.sim import report as reports
+from seriatim.sim.executor import Executor, OpenSession, Run
+
+
+def config_of(args) -> Config:
+    """The machine that the command line describes: what it leaves out is the default."""
+    given = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi}
+    return dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
+
+
+def opener(level: str, latency: int = 100, outstanding: int = 8, library: Path | None = None) -> OpenSession:
+    """Opens sessions of a level: "rtl" (the Verilated machine, its memory as given) or "isa"."""
+    if level == "isa":
+        from seriatim.sim.session import IsaSession
+
+        return IsaSession
+    from seriatim.sim.rtl import RtlSession
+    from seriatim.sim.verilated import MemoryModel
+
+    model = MemoryModel(latency=latency, outstanding=outstanding)
+    return lambda config, size: RtlSession(config, size, model=model, library_path=library, progress=_cycles)
+
+
+def _cycles(cycles: int) -> None:
+    print(f"\r{cycles:,} cycles", end="", file=sys.stderr, flush=True)
+
+
+class Step:
+    """Prints what a long step does, and how long it took."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+        print(f"{self.what} ...", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            print(f"\r  {time.perf_counter() - self.start:.1f} s", file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass
+class Job:
+    """A network with the images that it is to be run on: integer codes (N, C, H, W) and labels."""
+
+    network: object
+    metadata: dict
+    images: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def load(cls, args) -> "Job":
+        """The network of the command line (trained, if there is none yet) and its sample images."""
+        from seriatim.algo.samples import sample_images
+        from seriatim.algo.zoo import load_or_train
+
+        network, metadata = load_or_train(args.net, args.quant, args.w, args.a, args.first_last, image_size=args.image,
+                                          checkpoint=args.checkpoint)
+        images, labels = sample_images(args.net, args.images, network.image_size)
+        return cls(network, metadata, images, labels)
+
+    def reference(self) -> dict[str, np.ndarray]:
+        """Codes of every layer by name, from PyTorch."""
+        import torch
+
+        with torch.no_grad():
+            codes = self.network.codes(torch.from_numpy(self.images.astype(np.int32)))
+        return {name: tensor.numpy() for name, tensor in codes.items()}
+
+    def compile(self, config: Config):
+        """The artefact for these images' number and size."""
+        import torch
+
+        from seriatim.compiler.codegen import generate
+        from seriatim.compiler.driver import compile_network
+
+        example = torch.zeros(self.images.shape, dtype=torch.int32)
+        return compile_network(self.network, example, config, lambda region, config: generate(region, config).to_bytes(),
+                               metadata=self.metadata)
+
+
+def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool]:
+    """Layer name -> whether every element in the machine's memory equals PyTorch's. Raises MismatchError where a layer that
+    ran has no counterpart."""
+    equal = {}
+    for run in runs:
+        for layer in run.compiled.layers:
+            if layer.name not in reference:
+                raise MismatchError(f"layer {layer.name} ran on the machine, but PyTorch has {', '.join(reference)}")
+            equal[layer.name] = bool(np.array_equal(run.tensors[layer.out], reference[layer.name]))
+    return equal
+
+
+def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logits: np.ndarray, wall_s: float) -> dict:
+    """The report of a run, as `report.json` holds it."""
+    reference = job.reference()
+    equal = compare(runs, reference)
+    *_, last = reference
+    layers = []
+    for run in runs:
+        for number, layer in enumerate(run.compiled.layers):
+            tensor = run.compiled.places[layer.out].tensor
+            known = number < len(run.counts.layers)
+            counts = run.counts.layers[number] if known else dict.fromkeys(run.counts.total, 0)
+            live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
+            layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name]))
+    total = reports.totals(config, runs, layers)
+    classes = logits.reshape(len(logits), -1).argmax(1)
+    seconds = sum(run.counts.wall_s for run in runs)
+    return {
+        "net": args.net, "quant": args.quant, "w": args.w, "a": args.a, "first_last": args.first_last,
+        "image": job.network.image_size, "images": len(job.images), "level": args.session,
+        "bit_exact": all(equal.values()) and bool(np.array_equal(logits, reference[last])),
+        "accuracy": {"rtl_images": len(job.labels), "rtl_correct": int((classes == job.labels).sum()),
+                     **{key: job.metadata.get(key) for key in ("held_out_images", "held_out", "float_held_out", "dataset")}},
+        "config": {"m": config.m, "n": config.n, "k": config.k, "on_chip_bytes": config.on_chip_bytes,
+                   "axi_bits": config.axi_bits, "latency": args.latency, "hash": f"{config.hash:#010x}"},
+        "totals": total,
+        "sim": {"cycles_per_second": round(total["cycles"] / seconds) if seconds else 0, "wall_s": round(seconds, 3),
+                "job_s": round(wall_s, 1)},
+        "cpu_fallback": artefact.cpu_fallback,
+        "layers": layers,
+    }
+
+
+def folder_of(args) -> Path:
+    """Where a run's results go: `build/sim/NET-QUANT-wWaA[-fl8][-IMAGE]`, unless the command line says."""
+    if args.out:
+        return Path(args.out)
+    name = f"{args.net}-{args.quant}-w{args.w}a{args.a}"
+    if args.first_last:
+        name += f"-fl{args.first_last}"
+    if args.image:
+        name += f"-{args.image}"
+    return Path("build", "sim", name)
+
+
+def main_sim(args) -> int:
+    """`seriatim sim`. Returns 0 where every element of every layer equals PyTorch's, 1 otherwise."""
+    start = time.perf_counter()
+    config = config_of(args)
+    with Step(f"network {args.net} W{args.w}A{args.a} ({args.quant})"):
+        job = Job.load(args)
+    with Step(f"compiling for the {config} machine"):
+        artefact = job.compile(config)
+    open_session = opener(args.session, args.latency, args.outstanding)
+    executor = Executor(config, open_session)
+    with Step(f"{len(job.images)} image(s) of {job.images.shape[-1]}x{job.images.shape[-1]} on the {args.session} level"):
+        logits = np.asarray(artefact.run(job.images.astype(np.int32), executor=executor))
+    with Step("comparing every layer with PyTorch"):
+        report = build_report(args, config, job, artefact, executor.runs, logits, time.perf_counter() - start)
+    path = reports.write(report, folder_of(args))
+    artefact.save(path.with_name("artefact.zip"))
+    reports.show(report)
+    print(f"report: {path}")
+    if report["bit_exact"]:
+        return 0
+    wrong = [layer["name"] for layer in report["layers"] if not layer["bit_exact"]]
+    raise MismatchError(f"not bit-exact in {', '.join(wrong) or 'the logits'}: `seriatim diverge` with the same options "
+                        "locates the first difference")
