@@ -1,5 +1,8 @@
 """From an integer `torch.nn.Module` to Relax: one custom operator for each quantised layer, everything else as TVM imports it."""
 
+import warnings
+
+import numpy as np
 import torch
 import tvm
 from tvm import relax
@@ -25,7 +28,10 @@ def _convert(node: torch.fx.Node, importer) -> relax.Var:
 
 def _tensor(value, importer):
     value = importer.env[value]
-    return relax.const(value.numpy()) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    array = value.numpy()
+    return relax.const(array, str(array.dtype))  # without the type, int64 would become int32
 
 
 def _refuse_silent_floats(program: torch.export.ExportedProgram) -> None:
@@ -42,17 +48,20 @@ def _refuse_silent_floats(program: torch.export.ExportedProgram) -> None:
             )
 
 
-def import_module(module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tvm.IRModule:
+def import_module(module: torch.nn.Module, example_inputs) -> tvm.IRModule:
     """Relax module whose `main` takes what `module.forward` takes, with weights bound as constants.
 
-    Raises CompileError where an operator has no import, or only an inexact one.
+    The example inputs, int32 tensors or arrays, fix the shapes. Raises CompileError where an operator has no import, or only an
+    inexact one.
     """
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), tuple(example_inputs))
-    _refuse_silent_floats(program)
+    examples = tuple(torch.as_tensor(np.ascontiguousarray(array, np.int32)) for array in example_inputs)
     converters = {f"{name.removeprefix(ops.PREFIX)}.default": _convert for name in ops.OPS}
     try:
-        mod = from_exported_program(program, custom_convert_map=converters, unwrap_unit_return_tuple=True)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export warns of its own pytree
+            program = torch.export.export(module.eval(), examples)
+            _refuse_silent_floats(program)
+            mod = from_exported_program(program, custom_convert_map=converters, unwrap_unit_return_tuple=True)
     except (AssertionError, NotImplementedError) as error:
         raise CompileError(f"{type(module).__name__}: {error}; express it with integer operators that TVM imports") from error
     return tvm.transform.Sequential([relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()])(mod)

@@ -15,6 +15,7 @@ Codes and accumulators are int32, `b` is int64. Accumulation wraps modulo 2^32, 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import tvm_ffi
 from tvm import relax, te, tirx
 from tvm.ir import Call, Op, make_node
 from tvm.ir.op import _ffi_api as op_api
@@ -22,7 +23,7 @@ from tvm.ir.op import register_op_attr
 from tvm.s_tir import Schedule
 
 from seriatim.compiler.ir import window_shape
-from seriatim.errors import CompileError
+from seriatim.errors import CompileError, ConfigError
 from seriatim.formats import Format
 
 PREFIX = "seriatim."
@@ -238,6 +239,8 @@ def _legalize(builder: relax.BlockBuilder, call: Call):
 
 
 def _register() -> None:
+    for error in (CompileError, ConfigError):
+        tvm_ffi.register_error(error)  # so that it crosses TVM as itself
     for name, spec in OPS.items():
         op_api.RegisterOp(name, "")
         Op.get(name).set_num_inputs(len(spec.inputs))

@@ -61,8 +61,10 @@ class Facts:
     formats: dict[str, Format | None] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def refuse(self, name: str, reason: str) -> None:
-        self.refused.setdefault(name, reason)
+    def refuse(self, name: str | None, reason: str) -> None:
+        """Note the first reason against a layer; `name` is None for accumulators that no layer requantises."""
+        if name is not None:
+            self.refused.setdefault(name, reason)
 
 
 def analyse(mod: tvm.IRModule) -> Facts:
