@@ -61,6 +61,37 @@ def to_rtlil(component, name: str, platform=None) -> str:
     return text
 
 
+def combinational_paths(component, platform=None) -> dict[str, set[str]]:
+    """Output port -> input ports that it follows within the cycle. AXI allows none; the single-eval simulation relies on that.
+
+    The clock and reset are no data and left out. An instance counts as combinational from all its inputs to all its outputs.
+    """
+    from amaranth.hdl import _nir
+    from amaranth.hdl._ir import Fragment, build_netlist
+
+    netlist = build_netlist(Fragment.get(component, platform), ports=_ports(component), name="top")
+    names = {start + i: name for name, (start, width) in netlist.top.ports_i.items() for i in range(width)}
+
+    def reached(nets) -> set[str]:
+        found, seen, todo = set(), set(), list(nets)
+        while todo:
+            net = todo.pop()
+            if net in seen or net.is_const:
+                continue
+            seen.add(net)
+            cell = netlist.cells[net.cell]
+            if net.cell == 0:
+                found.add(names[net.bit])
+            elif isinstance(cell, _nir.Instance):
+                todo += cell.input_nets()
+            elif not isinstance(cell, _nir.FlipFlop):
+                todo += (source for source, _ in cell.comb_edges_to(net.bit))
+        return found - {"clk", "rst"}
+
+    paths = {name: reached(value) for name, value in netlist.top.ports_o.items()}
+    return {name: inputs for name, inputs in paths.items() if inputs}
+
+
 def to_verilog(component, name: str, platform=None) -> str:
     """Verilog of `component` as top module `name`.
 
