@@ -10,7 +10,7 @@
 A match becomes a layer of `ir`, and `legal` judges that layer; a caller's `accept` may refuse more, such as what fits no tile.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -93,6 +93,8 @@ def analyse(mod: tvm.IRModule) -> Facts:
         return next((str(user.attrs["name"]) for _, user, _ in users.get(var, ()) if user.op.name in NAMED), None)
 
     producers = dict(bindings)
+    reads = Counter(var for _, value in bindings_of(mod["main"]) for var in relax.analysis.free_vars(value))
+    reads.update(relax.analysis.free_vars(mod["main"].body.body))
     for var, uses in users.items():
         stored, readers = set(), []
         for user, call, index in uses:
@@ -130,7 +132,7 @@ def analyse(mod: tvm.IRModule) -> Facts:
             facts.refuse(name, "requantisation of something else than a convolution or a pool's sum; put it behind one of them")
         elif call.op.name == REQUANT_ADD and core.op.name == SUM_POOL:
             facts.refuse(name, "residual behind a pool's sum; only a convolution adds one")
-        elif len(users[call.args[0]]) > 1:
+        elif max(reads[call.args[0]], len(users[call.args[0]])) > 1:
             facts.refuse(name, "its accumulators are read by something else too; requantise each convolution once")
     return facts
 
@@ -234,7 +236,7 @@ def cpu_fallback(mod: tvm.IRModule, facts: Facts) -> list[dict[str, str]]:
         if op in NAMED:
             name = str(value.attrs["name"])
             core = op_name(values.get(value.args[0])) if op != MAX_POOL else None
-            reason = facts.refused.get(name, "its accumulators leave the network; return the requantised tensor instead")
+            reason = facts.refused.get(name, "no pattern takes it")
             listed.append({"name": name, "op": core if core in (CONV, SUM_POOL) else op, "reason": reason})
         elif op in (CONV, SUM_POOL):
             listed.append({"name": var.name, "op": op, "reason": "its accumulators are not requantised"})

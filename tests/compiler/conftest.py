@@ -30,7 +30,7 @@ class Layer(nn.Module):
 
     def fit(self, acc, residual=0.0):
         """Spread each channel's accumulators over lo..hi, a few of them beyond, each channel a little differently."""
-        if self.fitted or self.shift == 0:
+        if self.fitted or self.shift == 0 or torch.compiler.is_exporting():
             return
         acc = acc.double().transpose(0, 1).flatten(1)
         spread, mean = acc.std(1).clamp(min=1) if acc.shape[1] > 1 else acc.abs()[:, 0] / 2 + 1, acc.mean(1)
