@@ -1,16 +1,19 @@
 """The execute unit: CONV and POOL on the array, MARK to the profile unit."""
 
-from amaranth.hdl import Module, signed
+from amaranth.hdl import Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from seriatim import isa
 from seriatim.config import Config
+from seriatim.csr import Cause
 
+from .array import Array
+from .dispatch import JOB, Dispatch
+from .drain import PARAM, Drain
 from .layouts import QUEUED
-
-PARAM = wiring.Signature({"b": Out(signed(64)), "m": Out(signed(32))})
-"""Requantisation parameters of one channel."""
+from .pool import Pool
+from .sequencer import Sequencer
 
 
 class Execute(wiring.Component):
@@ -80,4 +83,79 @@ class Execute(wiring.Component):
         })
 
     def elaborate(self, platform):
-        return Module()
+        m = Module()
+        c = self.config
+        reset = ResetInserter(self.clear)
+        dispatch, sequencer, drain = Dispatch(c), Sequencer(c), Drain(c)
+        array, pool = Array(c, self.simulation), Pool(c)
+        m.submodules.dispatch = reset(dispatch)
+        m.submodules.sequencer = reset(sequencer)
+        m.submodules.array = reset(array)
+        m.submodules.pool = reset(pool)
+        m.submodules.drain = reset(drain)
+        rows, cols = range(c.m), range(c.n)
+
+        # Instructions.
+        stop = Signal()
+        wiring.connect(m, wiring.flipped(self.instr), dispatch.instr)
+        m.d.comb += [
+            stop.eq(self.halt | self.error_valid),
+            dispatch.stop.eq(stop), sequencer.stop.eq(stop), drain.stop.eq(stop),
+            self.take_valid.eq(dispatch.take_valid), self.take_mask.eq(dispatch.take_mask),
+            dispatch.take_ok.eq(self.take_ok), dispatch.lack.eq(self.lack),
+            self.mark_valid.eq(dispatch.mark_valid), self.mark_layer.eq(dispatch.mark_layer), dispatch.mark_done.eq(self.mark_done),
+            self.give_valid.eq(drain.give_valid | dispatch.mark_give.any()),
+            self.give_mask.eq(Mux(drain.give_valid, drain.give_mask, dispatch.mark_give)),
+            self.cause.eq(dispatch.cause),
+            self.busy.eq(dispatch.busy | drain.busy),
+            dispatch.running.eq(sequencer.running), dispatch.issued.eq(sequencer.issued), dispatch.stepping.eq(sequencer.stepping),
+            dispatch.drain_busy.eq(drain.busy),
+            sequencer.load.eq(dispatch.load), sequencer.is_pool.eq(dispatch.is_pool), sequencer.instr.eq(self.instr.payload),
+            sequencer.job_valid.eq(dispatch.job_valid),
+            drain.job_valid.eq(dispatch.job_valid), dispatch.job_ready.eq(drain.job_ready),
+        ]
+        m.d.comb += [getattr(drain.job, name).eq(getattr(dispatch.job, name)) for name in JOB.members]
+
+        # Steps.
+        m.d.comb += [
+            self.act_en.eq(sequencer.act_en), self.act_addr.eq(sequencer.act_addr),
+            self.wgt_en.eq(sequencer.wgt_en), self.wgt_addr.eq(sequencer.wgt_addr),
+            array.valid.eq(sequencer.array_valid), array.step.eq(sequencer.array_step_of), array.load.eq(sequencer.pool_valid),
+            array.act_valid.eq(self.act_valid),
+            pool.valid.eq(sequencer.pool_valid), pool.step.eq(sequencer.pool_step_of), pool.is_signed.eq(drain.pool_signed),
+            self.array_step.eq(sequencer.array_step), self.pool_step.eq(sequencer.pool_step),
+        ]
+        m.d.comb += [array.act[i].eq(self.act_data[i]) for i in rows]
+        m.d.comb += [array.wgt[j].eq(self.wgt_data[j]) for j in cols]
+        m.d.comb += [pool.act[i].eq(array.taps[i]) for i in rows]
+
+        # Results.
+        m.d.comb += [
+            sequencer.drain_free.eq(drain.free), sequencer.filled.eq(array.filled),
+            drain.filled.eq(array.filled), drain.filled_final.eq(array.filled_final),
+            array.row_en.eq(drain.row_en), array.row.eq(drain.row), drain.r.eq(array.r),
+            drain.pool_valid.eq(pool.out_valid), drain.pool_done.eq(pool.done),
+            self.prm_en.eq(drain.prm_en), self.prm_addr.eq(drain.prm_addr),
+            self.res_en.eq(drain.res_en), self.res_addr.eq(drain.res_addr),
+            self.out_we.eq(drain.out_we), self.out_addr.eq(drain.out_addr),
+            self.requant_step.eq(drain.requant_step),
+        ]
+        m.d.comb += [drain.x[j].eq(array.x[j]) for j in cols]
+        m.d.comb += [drain.pool[i].eq(pool.out[i]) for i in rows]
+        m.d.comb += [drain.res_data[i].eq(self.res_data[i]) for i in rows]
+        m.d.comb += [self.out_data[i].eq(drain.out_data[i]) for i in rows]
+        for j in cols:
+            m.d.comb += [drain.prm_data[j].b.eq(self.prm_data[j].b), drain.prm_data[j].m.eq(self.prm_data[j].m)]
+
+        # The first error stays.
+        with m.If(~self.error_valid):
+            with m.If(drain.error):
+                m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(Cause.BUFFER_RANGE), self.error_pc.eq(drain.error_pc)]
+            with m.Elif(sequencer.error):
+                m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(Cause.BUFFER_RANGE), self.error_pc.eq(sequencer.error_pc)]
+            with m.Elif(dispatch.error):
+                m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(dispatch.error_cause),
+                             self.error_pc.eq(self.instr.payload.pc)]
+        with m.If(self.clear):
+            m.d.sync += self.error_valid.eq(0)
+        return m

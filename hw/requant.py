@@ -1,0 +1,78 @@
+"""Requantisation of N accumulators a cycle."""
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+RES_BITS = 17
+"""A residual of up to 16 planes, signed or not, as a signed number."""
+
+
+class Requant(wiring.Component):
+    """q = clip((m * acc + m2 * res + b) >> shift, lo, hi) in `lanes` lanes.
+
+    Products and sum are 64 bits (the compiler proves that they fit); the shift is arithmetic and rounds down.
+    Throughput: one row a cycle. Latency: `LATENCY` cycles. The coefficients of all lanes, `m2`, `shift`, `lo` and `hi`, hold while
+    a row is under way; `m` and `b` are read with the row.
+
+    Members
+    -------
+    valid, tag, acc, res, m, b : a row.
+    m2, shift, lo, hi : of the layer.
+    q_valid, q_tag, q : the row's results.
+    early_valid, early_tag : announce them one cycle before.
+    """
+
+    LATENCY = 4
+
+    def __init__(self, lanes: int, tag_bits: int):
+        self.lanes = lanes
+        super().__init__({
+            "valid": In(1),
+            "tag": In(tag_bits),
+            "acc": In(signed(32)).array(lanes),
+            "res": In(signed(RES_BITS)).array(lanes),
+            "m": In(signed(32)).array(lanes),
+            "b": In(signed(64)).array(lanes),
+            "m2": In(signed(32)),
+            "shift": In(6),
+            "lo": In(signed(32)),
+            "hi": In(signed(32)),
+            "early_valid": Out(1),
+            "early_tag": Out(tag_bits),
+            "q_valid": Out(1),
+            "q_tag": Out(tag_bits),
+            "q": Out(signed(32)).array(lanes),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        valid = [self.valid]
+        tag = [self.tag]
+        for stage in range(1, self.LATENCY + 1):
+            valid.append(Signal(name=f"valid_{stage}"))
+            tag.append(Signal.like(self.tag, name=f"tag_{stage}", reset_less=True))
+            m.d.sync += [valid[stage].eq(valid[stage - 1]), tag[stage].eq(tag[stage - 1])]
+        m.d.comb += [
+            self.early_valid.eq(valid[-2]), self.early_tag.eq(tag[-2]),
+            self.q_valid.eq(valid[-1]), self.q_tag.eq(tag[-1]),
+        ]
+        for lane in range(self.lanes):
+            product = Signal(signed(64), name=f"product_{lane}", reset_less=True)
+            residual = Signal(signed(64), name=f"residual_{lane}", reset_less=True)
+            total = Signal(signed(64), name=f"total_{lane}", reset_less=True)
+            shifted = Signal(signed(64), name=f"shifted_{lane}", reset_less=True)
+            q = Signal(signed(32), name=f"q_{lane}", reset_less=True)
+            with m.If(valid[0]):
+                m.d.sync += [
+                    product.eq(self.m[lane] * self.acc[lane] + self.b[lane]),
+                    residual.eq(self.m2 * self.res[lane]),
+                ]
+            with m.If(valid[1]):
+                m.d.sync += total.eq(product + residual)
+            with m.If(valid[2]):
+                m.d.sync += shifted.eq(total >> self.shift)
+            with m.If(valid[3]):
+                m.d.sync += q.eq(Mux(shifted < self.lo, self.lo, Mux(shifted > self.hi, self.hi, shifted)))
+            m.d.comb += self.q[lane].eq(q)
+        return m

@@ -1,0 +1,229 @@
+"""The sequencer: walks the loop nest of CONV and POOL and gives one pair of addresses a cycle."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from seriatim import isa
+from seriatim.config import Config
+from seriatim.formats import Kind
+
+from .array import STEP
+from .layouts import QUEUED, layout
+from .pool import POOL_STEP
+
+POINTER = 18
+"""Bits of an address before it is checked: a pointer moves by less than 2^16 at a time, and no more than two steps past an address
+that was out of range."""
+
+
+def _bits(instr: str, field: str) -> int:
+    return next(f.bits for f in isa.BY_NAME[instr].fields if f.name == field)
+
+
+class Sequencer(wiring.Component):
+    """Order of the steps, the innermost loop last: y, x, g, pair of planes, kh, kw, c. The pairs go by falling significance, and
+    within one from the highest weight plane down. A POOL has one pair, and its planes take the place of c.
+
+    Every loop keeps the address at which its present round began, so that each step is one addition, whichever loop moves.
+
+    Throughput: a step every cycle, also from loop to loop and from instruction to instruction. It waits only
+    - with the last step of a column tile, until the drain registers will be free when its sum gets there (`drain_free`);
+    - with the first step of a POOL, until the drain has taken its job (`job_valid` low).
+    Latency: a step of cycle t has its addresses at the memories in t + 1, and is on `array_*` or `pool_*` in t + 2, with the data.
+
+    Members
+    -------
+    load, is_pool, instr : start this instruction with the next cycle.
+    running, issued, stepping : an instruction runs; issues its last step; issues a step (`array_step`, `pool_step`: of which kind).
+    job_valid : the drain has yet to take the running instruction's job.
+    drain_free : the drain registers can take a sum `Drain.NOTICE` cycles from now, if none is under way.
+    filled : the drain registers take a sum.
+    act_*, wgt_* : as in Execute.
+    array_valid, array_step_of, pool_valid, pool_step_of : what to do with the words that the memories give in this cycle.
+    stop : no more steps.
+    error, error_pc : an address is outside its buffer; its step is dropped.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "load": In(1),
+            "is_pool": In(1),
+            "instr": In(QUEUED),
+            "running": Out(1),
+            "issued": Out(1),
+            "stepping": Out(1),
+            "array_step": Out(1),
+            "pool_step": Out(1),
+            "job_valid": In(1),
+            "drain_free": In(1),
+            "filled": In(1),
+            "act_en": Out(1),
+            "act_addr": Out(16),
+            "wgt_en": Out(1),
+            "wgt_addr": Out(16),
+            "array_valid": Out(1),
+            "array_step_of": Out(STEP),
+            "pool_valid": Out(1),
+            "pool_step_of": Out(POOL_STEP),
+            "stop": In(1),
+            "error": Out(1),
+            "error_pc": Out(32),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        conv, pool = (data.View(layout(name), self.instr.word) for name in ("CONV", "POOL"))
+
+        def pick(name, other):
+            """conv.name, or for POOL what `other` names or is."""
+            return Mux(self.is_pool, getattr(pool, other) if isinstance(other, str) else Const(other), getattr(conv, name))
+
+        loads = []  # assignments with which an instruction starts; they come last, to win
+
+        def reg(name, bits, value):
+            signal = Signal(bits, name=name, reset_less=True)
+            loads.append(signal.eq(value))
+            return signal
+
+        # What the instruction says.
+        fields = {name: reg(name, _bits("CONV", name), pick(name, other)) for name, other in (
+            ("sy", "sy"), ("sx", "sx"), ("sg", "planes"), ("skh", "skh"), ("skw", "skw"), ("sc", 1), ("w_bits", 1),
+            ("wgt_base", 0), ("wgt_g", 0), ("wgt_tap", 0), ("ring_words", "ring_words"))}
+        sy, sx, sg, skh, skw, sc, w_bits, wgt_base, wgt_g, wgt_tap, ring_words = fields.values()
+        ring_end = reg("ring_end", 17, pick("ring_base", "ring_base") + pick("ring_words", "ring_words"))
+        pooling = reg("pooling", 1, self.is_pool)
+        pc = reg("pc", 32, self.instr.pc)
+        a_int = reg("a_int", 1, ~self.is_pool & (conv.a_kind == Kind.INT))
+        w_int = reg("w_int", 1, ~self.is_pool & (conv.w_kind == Kind.INT))
+        a_bipolar = reg("a_bipolar", 1, ~self.is_pool & (conv.a_kind == Kind.BIPOLAR))
+        a_last = reg("a_last", 3, pick("a_bits", 1) - 1)
+        w_last = reg("w_last", 4, pick("w_bits", 1) - 1)
+
+        # Loops: rounds less one, and how many follow the present one.
+        rounds, left, end = {}, {}, {}
+        for name, other in (("ny", "ny"), ("nx", "nx"), ("ng", "ng"), ("kh", "kh"), ("kw", "kw"), ("nc", "planes")):
+            bits = max(_bits("CONV", name), _bits("POOL", other))
+            rounds[name] = reg(f"{name}_rounds", bits, pick(name, other) - 1)
+            left[name] = reg(f"{name}_left", bits, pick(name, other) - 1)
+            end[name] = left[name] == 0
+
+        def go(name, *, again):
+            return left[name].eq(rounds[name] if again else left[name] - 1)
+
+        # Planes, counted from the most significant; *_start: those with which the present significance began.
+        a_plane, a_start = reg("a_plane", 3, 0), reg("a_start", 3, 0)
+        w_plane, w_start = reg("w_plane", 4, 0), reg("w_start", 4, 0)
+        first, drop, tap_first, top = (reg(name, 1, 1) for name in ("first", "drop", "tap_first", "top"))
+
+        # Where the present round of each loop began.
+        def wrap(addr, end, words):
+            return Mux(addr >= end, addr - words, addr)[:POINTER]
+
+        begin = wrap(pick("act_base", "act_base"), pick("ring_base", "ring_base") + pick("ring_words", "ring_words"),
+                     pick("ring_words", "ring_words"))
+        row_y, row = reg("row_y", POINTER, begin), reg("row", POINTER, begin)
+        at_x, at_g, at_tap, at_c = (reg(f"at_{name}", POINTER, 0) for name in ("x", "g", "tap", "c"))
+        wgt_tile, wgt_at_tap, wgt_at_c = (reg(f"wgt_at_{name}", POINTER, pick("wgt_base", 0)) for name in ("g", "tap", "c"))
+
+        # May a step be issued?
+        last_plane = (a_plane == a_last) & (w_plane == w_last)
+        tile_end = Signal()
+        under_way = Signal()  # a sum is between its last step and the drain registers
+        m.d.comb += [
+            tile_end.eq(end["nc"] & end["kw"] & end["kh"] & last_plane),
+            self.stepping.eq(self.running & ~self.stop
+                             & Mux(pooling, ~self.job_valid, ~tile_end | (self.drain_free & ~under_way))),
+            self.array_step.eq(self.stepping & ~pooling),
+            self.pool_step.eq(self.stepping & pooling),
+            self.issued.eq(self.stepping & tile_end & end["ng"] & end["nx"] & end["ny"]),
+        ]
+        with m.If(self.array_step & tile_end):
+            m.d.sync += under_way.eq(1)
+        with m.Elif(self.filled):
+            m.d.sync += under_way.eq(0)
+
+        # The step after this one.
+        tap_wgt = (wgt_at_tap + wgt_tap)[:POINTER]
+        with m.If(self.stepping):
+            m.d.sync += [first.eq(0), drop.eq(0), top.eq(0)]
+            with m.If(~end["nc"]):
+                m.d.sync += [go("nc", again=False), at_c.eq(at_c + sc), wgt_at_c.eq(wgt_at_c + w_bits)]
+            with m.Else():
+                m.d.sync += [go("nc", again=True), top.eq(1), tap_first.eq(0)]
+                with m.If(~end["kw"]):
+                    m.d.sync += [
+                        go("kw", again=False), at_tap.eq(at_tap + skw), at_c.eq(at_tap + skw),
+                        wgt_at_tap.eq(tap_wgt), wgt_at_c.eq(tap_wgt),
+                    ]
+                with m.Elif(~end["kh"]):
+                    m.d.sync += [
+                        go("kw", again=True), go("kh", again=False), row.eq(wrap(row + skh, ring_end, ring_words)),
+                        at_tap.eq(at_g), at_c.eq(at_g), wgt_at_tap.eq(tap_wgt), wgt_at_c.eq(tap_wgt),
+                    ]
+                with m.Else():
+                    m.d.sync += [go("kw", again=True), go("kh", again=True), row.eq(row_y)]
+                    with m.If(~last_plane):
+                        m.d.sync += [at_tap.eq(at_g), at_c.eq(at_g), wgt_at_tap.eq(wgt_tile), wgt_at_c.eq(wgt_tile)]
+                        with m.If((w_plane != w_last) & (a_plane != 0)):
+                            m.d.sync += [w_plane.eq(w_plane + 1), a_plane.eq(a_plane - 1)]
+                        with m.Elif(a_start != a_last):
+                            m.d.sync += [drop.eq(1), a_start.eq(a_start + 1), a_plane.eq(a_start + 1), w_plane.eq(w_start)]
+                        with m.Else():
+                            m.d.sync += [drop.eq(1), w_start.eq(w_start + 1), w_plane.eq(w_start + 1), a_plane.eq(a_start)]
+                    with m.Else():
+                        m.d.sync += [first.eq(1), tap_first.eq(1)]
+                        m.d.sync += [plane.eq(0) for plane in (a_plane, a_start, w_plane, w_start)]
+                        with m.If(~end["ng"]):
+                            m.d.sync += [go("ng", again=False)]
+                            m.d.sync += [at.eq(at_g + sg) for at in (at_g, at_tap, at_c)]
+                            m.d.sync += [at.eq(wgt_tile + wgt_g) for at in (wgt_tile, wgt_at_tap, wgt_at_c)]
+                        with m.Else():
+                            m.d.sync += [go("ng", again=True)]
+                            m.d.sync += [at.eq(wgt_base) for at in (wgt_tile, wgt_at_tap, wgt_at_c)]
+                            with m.If(~end["nx"]):
+                                m.d.sync += [go("nx", again=False)]
+                                m.d.sync += [at.eq(at_x + sx) for at in (at_x, at_g, at_tap, at_c)]
+                            with m.Else():
+                                m.d.sync += [go("nx", again=True), go("ny", again=False)]
+                                m.d.sync += [at.eq(0) for at in (at_x, at_g, at_tap, at_c)]
+                                m.d.sync += [r.eq(wrap(row_y + sy, ring_end, ring_words)) for r in (row_y, row)]
+        with m.If(self.issued):
+            m.d.sync += self.running.eq(0)
+        with m.If(self.load):
+            m.d.sync += [self.running.eq(1), *loads]
+
+        # Addresses.
+        sent, sent_pool = Signal(), Signal(reset_less=True)
+        act_addr, wgt_addr = Signal(POINTER + 1, reset_less=True), Signal(POINTER + 1, reset_less=True)
+        array_step, pool_step = Signal(STEP, reset_less=True), Signal(POOL_STEP, reset_less=True)
+        m.d.sync += sent.eq(self.stepping)
+        with m.If(self.stepping):
+            of_array = {"first": first, "shift": drop & ~first, "sub": (w_int & (w_plane == 0)) ^ (a_int & (a_plane == 0)),
+                        "last": tile_end, "bipolar": a_bipolar, "final": self.issued}
+            of_pool = {"top": top, "tap_first": tap_first, "tap_last": end["kh"] & end["kw"], "final": self.issued,
+                       "plane": left["nc"][:4]}
+            m.d.sync += [
+                sent_pool.eq(pooling),
+                self.error_pc.eq(pc),
+                act_addr.eq(row + at_c + a_plane),
+                wgt_addr.eq(wgt_at_c + w_plane),
+                array_step.eq(Cat(of_array[name] for name in STEP.members)),
+                pool_step.eq(Cat(of_pool[name] for name in POOL_STEP.members)),
+            ]
+        fits = Signal()
+        m.d.comb += [
+            fits.eq((act_addr < self.config.act_words) & (sent_pool | (wgt_addr < self.config.wgt_words))),
+            self.error.eq(sent & ~fits & ~self.stop),
+            self.act_en.eq(sent & fits & ~self.stop),
+            self.wgt_en.eq(self.act_en & ~sent_pool),
+            self.act_addr.eq(act_addr),
+            self.wgt_addr.eq(wgt_addr),
+        ]
+
+        # Data.
+        m.d.sync += [self.array_valid.eq(self.wgt_en), self.pool_valid.eq(self.act_en & sent_pool)]
+        with m.If(self.act_en):
+            m.d.sync += [self.array_step_of.eq(array_step), self.pool_step_of.eq(pool_step)]
+        return m
