@@ -65,7 +65,7 @@ def pack(tensor: Tensor, codes: np.ndarray, config: Config) -> bytes:
 
 
 def unpack(tensor: Tensor, data, config: Config) -> np.ndarray:
-    """The int32 codes (N, C, H, W) that `pack` wrote."""
+    """The int32 codes (N, C, H, W) that `pack` wrote; never a view of `data`."""
     n, c, h, w = tensor.shape
     data = np.frombuffer(data, np.uint8)
     if data.size != tensor_bytes(tensor, config):
@@ -86,7 +86,7 @@ def unpack(tensor: Tensor, data, config: Config) -> np.ndarray:
     if tensor.format is not None and tensor.format.lo < 0:
         half = 1 << tensor.format.bits - 1
         codes = (codes & 2 * half - 1 ^ half) - half
-    return np.ascontiguousarray(codes.transpose(0, 3, 1, 2), np.int32)
+    return codes.transpose(0, 3, 1, 2).astype(np.int32, order="C")
 
 
 def pack_weights(codes: np.ndarray, bits: int, config: Config) -> bytes:
