@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import tvm
 
 from seriatim import isa
@@ -13,27 +14,34 @@ from seriatim.compiler.artefact import LIBRARY, Artefact, sha256
 from seriatim.compiler.importer import import_module
 from seriatim.compiler.ir import Conv, Layer, Region, SumPool, Tensor
 from seriatim.config import Config
+from seriatim.errors import CompileError
 
 
 def compile_network(
     module,
     example_inputs,
     config: Config,
-    generate: Callable[[Region, Config], bytes],
+    generate: Callable[[Region, Config], object],
     *,
     accept: patterns.Accept | None = None,
     metadata: dict | None = None,
 ) -> Artefact:
     """Compile an integer network: a torch module made of `torch.ops.seriatim`, or an imported Relax module.
 
-    `generate(region, config)` writes a region's program; `accept(layer)` gives the reason why a layer cannot have one, or None.
+    `generate(region, config)` writes a region's program, as bytes or as something with `to_bytes()`. `accept(layer)` gives the
+    reason why a layer must stay on the CPU, or None; left out, each layer that `generate` refuses alone stays there.
     `metadata` goes into the manifest. Raises CompileError.
     """
     if not isinstance(module, tvm.IRModule):
         module = import_module(module, reference.as_list(example_inputs))
-    partitioned, facts = patterns.partition(module, accept)
+    partitioned, facts = patterns.partition(module, accept or by_trial(generate, config))
     fallback = patterns.cpu_fallback(partitioned, facts)
-    lowered = lower.lower(partitioned, facts, lambda region: generate(region, config))
+
+    def program(region: Region) -> bytes:
+        made = generate(region, config)
+        return made if isinstance(made, bytes) else made.to_bytes()
+
+    lowered = lower.lower(partitioned, facts, program)
     manifest = {
         "isa_version": isa.VERSION,
         "config_hash": config.hash,
@@ -45,6 +53,19 @@ def compile_network(
         "cpu_fallback": fallback,
     }
     return Artefact(manifest, library(lowered.mod), lowered.programs, lowered.regions)
+
+
+def by_trial(generate: Callable[[Region, Config], object], config: Config) -> patterns.Accept:
+    """Accepts the layers that `generate` has a program for when they are all there is."""
+
+    def accept(layer: Layer) -> str | None:
+        try:
+            generate(Region(layer.reads, (layer.out,), (layer,)), config)
+        except CompileError as error:
+            return str(error).removeprefix(f"{layer.name}: ")
+        return None
+
+    return accept
 
 
 def network_inputs(mod: tvm.IRModule, regions: tuple[Region, ...]) -> list[dict]:
@@ -93,3 +114,30 @@ def describe_region(region: Region, program: bytes) -> dict:
         "outputs": [describe_tensor(tensor) for tensor in region.outputs],
         "layers": [describe_layer(layer) for layer in region.layers],
     }
+
+
+def summary(artefact: Artefact) -> list[str]:
+    """Lines that say what was compiled, and what was not, and why."""
+    lines = []
+    for number, region in enumerate(artefact.manifest["regions"]):
+        layers = region["layers"]
+        macs = sum(layer["macs"] for layer in layers)
+        lines.append(f"region {number}: {len(layers)} layers, {macs:,} MACs, program of {region['program_bytes']:,} bytes")
+    for row in artefact.cpu_fallback:
+        lines.append(f"on the CPU: {row['name']} ({row['op']}): {row['reason']}")
+    return lines or ["nothing to compute"]
+
+
+def main_compile(args) -> None:
+    """`seriatim compile`: the network of the command line, for one image, into `artefact.zip` in the folder `--out`."""
+    from seriatim.algo.trained import load_or_train, name_of
+    from seriatim.compiler.codegen import generate
+    from seriatim.sim.driver import config_of
+
+    config, path = config_of(args), Path(args.checkpoint) if args.checkpoint else None
+    network, metadata = load_or_train(args.net, args.quant, args.w, args.a, args.first_last, image_size=args.image, path=path)
+    example = np.zeros((1, network.channels, network.image_size, network.image_size), np.int32)
+    artefact = compile_network(network, example, config, generate, metadata=asdict(metadata) | {"image": network.image_size})
+    name = name_of(args.net, args.quant, args.w, args.a, args.first_last) + (f"-{args.image}" if args.image else "")
+    path = artefact.save(Path(args.out or Path("build", "compile", name), "artefact.zip"))
+    print("\n".join([*summary(artefact), f"artefact: {path}"]))

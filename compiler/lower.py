@@ -10,13 +10,11 @@ from tvm.ir import Call, GlobalVar
 
 from seriatim.compiler.ir import Region, Tensor
 from seriatim.compiler.ops import formats, op_name, shape_of
-from seriatim.compiler.patterns import CODEGEN, CONV, INPUT_FORMATS, REQUANT_ADD, Facts, bindings_of, describe, output
-from seriatim.formats import Format, Kind
+from seriatim.compiler.patterns import CODEGEN, INPUT_FORMATS, REQUANT_ADD, Facts, bindings_of, describe, output
+from seriatim.formats import Format
 
 RUN = "seriatim.run"
 """Global function that runs a program: (program, number of inputs, inputs..., outputs...)."""
-IMAGE = Kind.UINT, 8
-"""Kind and width of codes that the host may hand over as plain bytes."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,10 @@ def _declared(composite: relax.Function) -> dict[relax.Var, Format]:
     return declared
 
 
-def region_of(func: relax.Function, names: list[str], from_host: list[bool], facts: Facts) -> Region:
+def region_of(func: relax.Function, names: list[str], images: list[bool], facts: Facts) -> Region:
     """The region that a function of composite calls describes.
 
-    `names` and `from_host` belong to its parameters: the tensor's name, and whether it is an input of the network.
+    `names` and `images` belong to its parameters: the tensor's name, and whether it is an image as the host hands it over.
     """
     composites, calls = {}, []
     for var, value in bindings_of(func):
@@ -53,18 +51,14 @@ def region_of(func: relax.Function, names: list[str], from_host: list[bool], fac
             composites[var] = value
         elif isinstance(value, Call):
             calls.append((var, composites[value.op], value.args))
-    readers = {param: [] for param in func.params}
+    stored = {}
     for _, composite, args in calls:
         declared = _declared(composite)
-        for param, arg in zip(composite.params, args):
-            if arg in readers:
-                first = next(value for _, value in bindings_of(composite))
-                readers[arg].append((declared[param], op_name(first) == CONV and first.args[0].same_as(param)))
-    tensors = {}
-    for param, name, host in zip(func.params, names, from_host):
-        stored = readers[param][0][0]
-        image = host and (stored.kind, stored.bits) == IMAGE and all(conv for _, conv in readers[param])
-        tensors[param] = Tensor(name, shape_of(param), stored, "image" if image else "planes")
+        stored |= {arg: declared[param] for param, arg in zip(composite.params, args)}
+    tensors = {
+        param: Tensor(name, shape_of(param), stored[param], "image" if image else "planes")
+        for param, name, image in zip(func.params, names, images)
+    }
     inputs = tuple(tensors[param] for param in func.params)
     layers = []
     for var, composite, args in calls:
@@ -97,8 +91,8 @@ def _regions(mod: tvm.IRModule, facts: Facts) -> dict[str, Region]:
         inner = _layer_names(func)
         given = [names.get(arg, [arg.name])[0] for arg in value.args]
         given = [f"{name}.in" if name in inner else name for name in given]
-        host = [arg in list(main.params) for arg in value.args]
-        regions[value.op.name_hint] = region_of(func, given, host, facts)
+        images = [arg in list(main.params) and arg.name in facts.images for arg in value.args]
+        regions[value.op.name_hint] = region_of(func, given, images, facts)
         names[var] = [tensor.name for tensor in regions[value.op.name_hint].outputs]
     return regions
 

@@ -33,6 +33,9 @@ NAMED = (REQUANT, REQUANT_ADD, MAX_POOL)
 INPUT_FORMATS = {CONV: {0: "x_format"}, SUM_POOL: {0: "x_format"}, MAX_POOL: {0: "x_format"}, REQUANT_ADD: {1: "res_format"}}
 """For each operator, which of its inputs are codes, and the attribute that declares their format."""
 
+IMAGE = Format(Kind.UINT, 8)
+"""Format of images that the host hands over as plain bytes."""
+
 Accept = Callable[[Layer], str | None]
 
 
@@ -54,11 +57,12 @@ def smallest_format(lo: int, hi: int) -> Format | None:
 class Facts:
     """What the graph says about its tensors before anything is fused.
 
-    `formats[layer]` is the stored format of a layer's output (None: 32-bit words), decided by those who read it; `refused[layer]`
-    is why a layer cannot run on the accelerator.
+    `formats[layer]` is the stored format of a layer's output (None: 32-bit words), decided by those who read it; `images` are the
+    inputs of the network that lie in memory as plain bytes; `refused[layer]` is why a layer cannot run on the accelerator.
     """
 
     formats: dict[str, Format | None] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
 
     def refuse(self, name: str | None, reason: str) -> None:
@@ -111,6 +115,9 @@ def analyse(mod: tvm.IRModule) -> Facts:
             readers.append(str(producer.attrs["name"]))
             if len(stored) == 1:
                 facts.formats[readers[-1]] = next(iter(stored))
+        params = list(mod["main"].params)
+        if var in params and stored == {IMAGE} and all((call.op.name, index) == (CONV, 0) for _, call, index in uses):
+            facts.images.add(var.name)
         if len(stored) > 1:
             listed = " and ".join(sorted(map(str, stored)))
             for name in filter(None, readers):
@@ -174,13 +181,15 @@ def output(root: Call, facts: Facts) -> Tensor:
 
 
 def _judge(root: Call, core: Call | None, facts: Facts, accept: Accept | None) -> str | None:
-    first = root if core is None else core
+    first, out = root if core is None else core, output(root, facts)
+    source = first.args[0]
+    layout = "image" if isinstance(source, relax.Var) and source.name in facts.images else "planes"
     try:
-        x = Tensor("x", shape_of(first.args[0]), formats(str(first.attrs["x_format"]))[0])
+        x = Tensor(f"{out.name}.x", shape_of(source), formats(str(first.attrs["x_format"]))[0], layout)
         res = None
         if root.op.name == REQUANT_ADD:
-            res = Tensor("res", shape_of(root.args[1]), formats(str(root.attrs["res_format"]))[0])
-        layer = describe(root, core, x, res, output(root, facts))
+            res = Tensor(f"{out.name}.res", shape_of(root.args[1]), formats(str(root.attrs["res_format"]))[0])
+        layer = describe(root, core, x, res, out)
     except (ConfigError, CompileError) as error:
         return str(error)
     return legal.refusal(layer) or (accept(layer) if accept else None)

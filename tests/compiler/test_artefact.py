@@ -141,6 +141,18 @@ def test_a_failed_write_leaves_the_old_file(compiled, file, monkeypatch):
     assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+def test_the_library_hands_over_the_programs_that_the_file_holds(compiled, file, nets):
+    seen = []
+
+    def watch(program, inputs):
+        seen.append(program)
+        return nets.execute(program, inputs)
+
+    loaded = load(file)
+    loaded.run(compiled[1], executor=watch)
+    assert tuple(seen) == loaded.programs
+
+
 def test_inputs_are_checked(compiled, nets):
     built, x, _ = compiled
     with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 8\): this network takes \(1, 3, 16, 16\)"):

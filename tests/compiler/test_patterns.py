@@ -118,6 +118,19 @@ def test_the_tilers_refusals_count_too(rng, nets):
     assert [names(region) for region in artefact.regions] == [["a"], ["c"]]
 
 
+def test_a_layer_that_has_no_program_of_its_own_stays_on_the_cpu(rng, nets):
+    def generate(region, config):
+        for layer in region.layers:
+            if layer.k > 36:
+                raise CompileError(f"{layer.name}: {layer.k} weights fit no tile")
+        return nets.generate(region)
+
+    net = nn.Sequential(nets.Conv(rng, "a", 4, 8), nets.Conv(rng, "b", 8, 4), nets.Conv(rng, "c", 4, 8))
+    artefact = compile_network(net, nets.codes(rng, (1, 4, 6, 6)), Config(), generate)
+    assert reasons(artefact) == {"b": "72 weights fit no tile"}
+    assert [names(region) for region in artefact.regions] == [["a"], ["c"]]
+
+
 def test_accumulators_with_a_second_reader_stay_on_the_cpu(rng, nets):
     class Net(nn.Module):
         def __init__(self):
