@@ -1,11 +1,12 @@
 """pyproject.toml against the tree: an editable install would hide a forgotten package or file."""
 
+import ast
 import fnmatch
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOOLS = PROJECT["tool"]["setuptools"]
 PARTS = {name: ROOT / folder for name, folder in TOOLS["package-dir"].items()}
+OURS = {"seriatim", "tclwrapper"}  # tclwrapper: PyVerilator brings it, and sim.pyveri does without it
 
 
 def test_every_package_on_disk_is_listed():
@@ -63,6 +65,23 @@ def test_pins_are_what_is_installed():
     differing = [f"{r} but {version(name)} is installed" for r in requirements() for name, pin in [r.split("==")]
                  if version(name).split("+")[0] != pin]
     assert not differing, "`make env` brings the environment up to date"
+
+
+def test_what_is_imported_is_pinned():
+    """A package that another one happens to bring may be gone with its next version."""
+    pinned = {r.split("==")[0].lower().replace("_", "-") for r in requirements()}
+    distributions = packages_distributions()
+    missing = set()
+    for path in [p for folder in [*PARTS.values(), ROOT / "tests"] for p in folder.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - OURS:
+                owners = {d.lower().replace("_", "-") for d in distributions.get(name, [])}
+                if owners and not owners & pinned:
+                    missing.add(f"{path.relative_to(ROOT)}: {name}")
+    assert not missing
 
 
 def test_imports_come_from_the_tree_once():
