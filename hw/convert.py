@@ -121,11 +121,12 @@ def _yosys(script: str) -> str:
 def main_emit(args: argparse.Namespace) -> None:
     """`seriatim emit`: the accelerator as one Verilog file."""
     from seriatim.config import Config
-    from seriatim.hw.top import Top
+    from seriatim.hw.top import Seriatim
 
     given = {key: value for key in ("m", "n", "k", "axi_bits")
              if (value := getattr(args, "axi" if key == "axi_bits" else key)) is not None}
-    text = to_verilog(Top(Config(**given)), args.name, SIM if args.for_simulation else None)
+    top = Seriatim(Config(**given), simulation=args.for_simulation)
+    text = to_verilog(top, args.name, SIM if args.for_simulation else None)
     if args.out:
         Path(args.out).write_text(text)
     else:
