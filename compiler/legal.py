@@ -90,6 +90,8 @@ def _requant(q: Requant, low: np.ndarray, high: np.ndarray, layer: Layer) -> str
     shape = (-1, 1, 1) if q.per_position else (-1,)
     products = [q.m.astype(object) * edge.astype(object).reshape(shape) for edge in (low, high)]
     res = getattr(layer, "res", None)
+    if res is not None and res.format.kind is Kind.BIPOLAR and not INT32[0] <= 2 * q.m2 <= INT32[1]:
+        return f"residual multiplier {q.m2} of {res.format}: its codes count double, in 32 bits; use a smaller shift"
     added = [q.m2 * value for value in values_of(res.format)] if res is not None else [0]
     smallest = (np.minimum(*products) + min(added) + q.b.astype(object)).min()
     largest = (np.maximum(*products) + max(added) + q.b.astype(object)).max()
