@@ -34,7 +34,7 @@ VERILATOR_FLAGS = ("--cc", "--no-timing", "-O3", "--x-assign", "fast", "--x-init
 CXX_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-pthread", "-w", "-faligned-new", "-DVERILATOR=1",
              "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0",
              "-DVM_TRACE_SAIF=0", "-DVL_TIME_CONTEXT")
-FAST, SLOW = ("-O3",), ("-O1",)
+FAST, SLOW = ("-O3",), ("-O0",)  # slow: what runs once, at the start
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 
 
