@@ -36,9 +36,12 @@ class View:
     image_pitch: int
     row_pitch: int
     pitch: int
+    split: int = 1
+    """Images that share an image's bytes: each has one channel word of it."""
 
     def at(self, image: int, row: int, column: int) -> int:
-        return self.address + image * self.image_pitch + row * self.row_pitch + column * self.pitch
+        image, word = divmod(image, self.split)
+        return self.address + image * self.image_pitch + row * self.row_pitch + column * self.pitch + word * self.pitch // self.split
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Job:
     w_kind, w_bits : of the weights as stored. weights : codes (outputs, taps, lanes) of a unit and segment.
     params : (m, b) of every output channel, for each class of positions. classes : class of each output position, or None.
     tail_zero : whether lanes beyond the output's channels hold 0.
+    split : images that each image counts as, one for each of its channel words.
     """
 
     layer: ir.Layer
@@ -74,6 +78,7 @@ class Job:
     res: ir.Tensor | None = None
     m2: int = 0
     tail_zero: bool = True
+    split: int = 1
     plan: Plan | None = None
     weight_at: dict[tuple[int, int], int] = field(default_factory=dict)
     param_at: list[int] = field(default_factory=list)
@@ -163,15 +168,32 @@ def _sum_job(layer: ir.SumPool, config: Config) -> Job:
     n, c, h, w = layer.x.shape
     _, _, oh, ow = layer.out.shape
     y, x = _axes(layer, (n, h, w), (n, oh, ow))
-    units = _units(c, config, lambda first, beyond: (first // config.k, first // config.k + 1))
-    work = Work(layer.name, n, y, x, layer.x.format.bits, layer.x_read.bits, 1, units, _out_words(layer.out, config), shared=True)
-    job = Job(layer, work, layer.x, (n, h, w), (n, oh, ow))
+    split = _split(layer, config)
+    channels = c // split
+    units = _units(channels, config, lambda first, beyond: (first // config.k, first // config.k + 1))
+    work = Work(layer.name, n * split, y, x, layer.x.format.bits, layer.x_read.bits, 1, units, _out_words(layer.out, config), shared=True)
+    job = Job(layer, work, layer.x, (n, h, w), (n, oh, ow), split=split)
     _read_format(layer, job)
     job.w_kind, job.w_bits = Kind.UINT, 1
     one_hot = np.eye(config.k, dtype=np.uint16)[:, None]
     job.weights = lambda unit, segment: one_hot[:unit.tiles * config.n]
     _params(layer, job, np.full(c, layer.k, np.int64))
+    job.params = [(m[:channels], b[:channels]) for m, b in job.params]
     return job
+
+
+def _split(layer: ir.SumPool, config: Config) -> int:
+    """Channel words that count as images of their own, so that small maps fill the array: where all channels have the same params."""
+    n, c = layer.x.shape[:2]
+    words, q = c // config.k, layer.requant
+    if c % config.k or words == 1 or layer.out.format is None or (q.m != q.m[:1]).any() or (q.b != q.b[:1]).any():
+        return 1
+
+    def cost(images):
+        height, waves = tiler.bands(images, layer.out.shape[2], config)
+        return height * len(waves) * words * n // images
+
+    return words if cost(n * words) < cost(n) else 1
 
 
 def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int) -> Job:
@@ -375,6 +397,11 @@ class _Cache:
         self.next = builder.reserve(buffer, total) if total <= depth else None
         self.entries: dict[object, schedule.Range] = {}
 
+    def next_free(self, words: int) -> int:
+        """Cycle, by `Builder.elapsed`, from which the block's next words are free."""
+        used = self.builder.used[self.buffer][self.next:self.next + words]
+        return self.builder.elapsed(int(used.max(initial=-1)) + 1)
+
     def get(self, key, words: int, dram: int) -> int:
         """Buffer word at which `words` from `dram` are (or will be, once the load before the next execute is done)."""
         if key in self.entries:
@@ -414,7 +441,8 @@ def _groups(bands: tuple[Band, ...], key: Callable[[Band], object], address: Cal
 class _Emitter:
     """Writes one layer's instructions."""
 
-    def __init__(self, builder: schedule.Builder, job: Job, places: dict[str, Place], written: dict[str, int]):
+    def __init__(self, builder: schedule.Builder, job: Job, places: dict[str, Place], written: dict[str, int], start: int):
+        """`written`: the last store of each tensor. `start`: the cycle at which the layer before started."""
         self.builder, self.config, self.job, self.plan, self.work = builder, builder.config, job, job.plan, job.work
         self.x = self._view(places[job.x.name], job.shape_in)
         self.out = self._view(places[job.layer.out.name], job.shape_out)
@@ -432,12 +460,14 @@ class _Emitter:
         self.words_of_column = max(p.c1 - p.c0 for p in self.plan.parts) * self.work.planes
         self.fixed = len(self.plan.x_tiles) == 1 and len({p.c1 - p.c0 for p in self.plan.parts}) == 1
         self.store_at = -1
+        self.start = start
+        self.out_slot = 0
 
     def _view(self, place: Place, shape) -> View:
         images, rows, columns = shape
         pitch = layout.position_bytes(place.tensor, self.config)
         row = -(-columns * pitch // self.config.axi_bytes) * self.config.axi_bytes
-        return View(place.tensor, place.address, images, rows, columns, rows * row, row, pitch)
+        return View(place.tensor, place.address, images, rows, columns, rows * row, row, pitch, self.job.split)
 
     def emit(self) -> int:
         """Index of the layer's last store."""
@@ -445,9 +475,11 @@ class _Emitter:
         if plan.mode == "ring":
             self.ring_base = self.builder.reserve(Buffer.ACT, plan.ring_words)
         for index, (wave, part, x_tile) in enumerate(plan.strips()):
-            self._constants_of(part, plan.tiles(index, part, x_tile[1] - x_tile[0]))
+            self._constants_of(part)
             strip = {"ring": _RingStrip, "patch": _PatchStrip, "tile": _TileStrip}[plan.mode](self, wave, part, x_tile, index == 0)
             for first, middle, last in plan.tiles(index, part, x_tile[1] - x_tile[0]):
+                most = max(chunk.positions for chunk in (*first, *middle, *last))
+                self.out_slot = max(self.out_slot, most * max(self.work.out_words(unit) for unit in part.units))
                 for unit in part.units:
                     chunks = first if unit is part.units[0] else last if unit is part.units[-1] else middle
                     for chunk in chunks:
@@ -455,13 +487,22 @@ class _Emitter:
             strip.close()
         return self.store_at
 
-    def _constants_of(self, part: Part, tiles) -> None:
+    def _constants_of(self, part: Part) -> None:
         """Loads the first execute's constants before the activations, which may have to wait for the layer before."""
         if self.work.w_bits:
             unit = part.units[0]
             self._weights(unit, 0)
             for index in range(len(self.job.params) if self.prm_whole else 1):
                 self._params(unit, index)
+            if self.plan.resident and self.plan.mode != "tile" and not self.work.shared:
+                done = self.start + schedule.dma_cycles(self.config, 1, self.prm_words * self.config.prm_word_bytes)
+                for unit in part.units[1:]:
+                    words = self.work.weights(unit)
+                    cycles = schedule.dma_cycles(self.config, 1, words * self.config.wgt_word_bytes)
+                    done = max(done, self.wgt.next_free(words)) + cycles
+                    if done > self.builder.elapsed(self.builder.executes):
+                        break  # the activations will be there earlier
+                    self._weights(unit, 0)
 
     def _weights(self, unit: Unit, i: int) -> int:
         if self.work.shared:
@@ -503,7 +544,7 @@ class _Emitter:
             act, reads = strip.need(unit, segment, chunk)
             used = {Buffer.ACT: reads}
             if last:
-                base = builder.allocate_out(positions * words)
+                base = builder.allocate_out(positions * words, self.out_slot)
             if job.kind == "max":
                 fields = act | dict(ng=unit.tiles, planes=work.planes, is_signed=int(job.x.format.kind is Kind.INT), out_base=base)
                 cycles = positions * work.steps(unit)
@@ -826,7 +867,7 @@ def generate(region: ir.Region, config: Config) -> Compiled:
         firsts.append(builder.executes)
         if index < config.marks:
             builder.execute("MARK", dict(layer=index), {}, None, 0)
-        written[job.layer.out.name] = _Emitter(builder, job, places, written).emit()
+        written[job.layer.out.name] = _Emitter(builder, job, places, written, builder.elapsed(firsts[-2]) if index else 0).emit()
     if len(jobs) > config.marks > 0:
         notes.append(f"{len(jobs)} layers, {config.marks} rows of counters: layers from {jobs[config.marks - 1].layer.name} on share one")
     program, cycles = builder.finish()

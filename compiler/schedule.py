@@ -75,6 +75,7 @@ class Builder:
         self.latest = dict.fromkeys(Buffer, -1)
         self._next = {b: 0 for b in Buffer}
         self._out = 0
+        self._elapsed = [0]
 
     @property
     def executes(self) -> int:
@@ -101,11 +102,18 @@ class Builder:
         self._next[buffer] = base + words
         return base
 
-    def allocate_out(self, words: int) -> int:
-        assert words <= self.config.out_words
-        base = self._out if self._out + words <= self.config.out_words else 0
-        self._out = base + words
-        return base
+    def allocate_out(self, words: int, slot: int) -> int:
+        """`words` contiguous out words: slots of `slot` words are taken in turn."""
+        assert words <= slot <= self.config.out_words
+        self._out = (self._out + 1) % (self.config.out_words // slot)
+        return self._out * slot
+
+    def elapsed(self, execute: int) -> int:
+        """Cycles of the executes before that of an index, without stalls."""
+        while len(self._elapsed) <= execute:
+            op = self.queues[Queue.EXEC][len(self._elapsed) - 1]
+            self._elapsed.append(self._elapsed[-1] + op.cycles + START_CYCLES)
+        return self._elapsed[execute]
 
     def load(self, buffer: Buffer, name: str, fields: dict, writes: list[Range], cycles: int, after: int = -1) -> None:
         """A LOAD, FILL or PATCH. `after`: index of the store that writes what it reads, -1: none."""

@@ -407,12 +407,13 @@ def _weights(base: Plan) -> Plan:
     largest = max(work.weights(u) for u in work.units)
     tiles = max(u.tiles for u in work.units)
     psum = config.psum_words // (tiles * config.m)
-    if largest > config.wgt_words // 2 and psum:
-        segments = {u.index: split(work.y.kernel, work.x.kernel, u.c1 - u.c0,
-                                   lambda r, t, c, u=u: work.weights(u, r * t * c) <= config.wgt_words // 2) for u in work.units}
-        if all(segments.values()):
-            base = replace(base, segments=segments, positions=min(base.positions, psum), resident=False)
-            return replace(base, tile_rows=_tile_rows(base))
+    for limit in (config.wgt_words // 2, config.wgt_words):
+        if psum and largest > limit:
+            segments = {u.index: split(work.y.kernel, work.x.kernel, u.c1 - u.c0,
+                                       lambda r, t, c, u=u, most=limit: work.weights(u, r * t * c) <= most) for u in work.units}
+            if all(segments.values()):
+                base = replace(base, segments=segments, positions=min(base.positions, psum), resident=False)
+                return replace(base, tile_rows=_tile_rows(base))
     if largest > config.wgt_words:
         need = f"{work.weights(work.units[0], 1)} wgt words and {tiles * config.m} psum words"
         raise CompileError(f"{work.name}: {tiles} column tiles need at least {need}, there are {config.wgt_words} and "
