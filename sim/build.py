@@ -35,6 +35,7 @@ CXX_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-
              "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0",
              "-DVM_TRACE_SAIF=0", "-DVL_TIME_CONTEXT")
 FAST, SLOW = ("-O3",), ("-O0",)  # slow: what runs once, at the start
+UNIT_BYTES = 400_000
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 
 
@@ -195,17 +196,25 @@ def _verilate(folder: Path, top: str) -> None:
 
 
 def _group(folder: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Gathers Verilator's files in a few fast translation units and a slow one; returns (file, optimisation) of each."""
+    """Gathers Verilator's files and the harness in a few translation units; returns (file, optimisation) of each.
+
+    Each unit costs a second or two for the library's headers alone: a small design is one unit.
+    """
     files = sorted(folder.glob(f"{PREFIX}*.cpp"), key=lambda p: -p.stat().st_size)
     slow = [p for p in files if "__Slow" in p.name or "__Syms" in p.name]
     fast = [p for p in files if p not in slow]
-    bins: list[list[Path]] = [[] for _ in range(min(len(fast), 2 * jobs()))]
-    for path in fast:
-        min(bins, key=lambda b: sum(p.stat().st_size for p in b)).append(path)
-    units = [(f"fast{i}.cpp", group, FAST) for i, group in enumerate(bins)] + [("slow.cpp", slow, SLOW)]
+    total = sum(p.stat().st_size for p in files)
+    if total < UNIT_BYTES:
+        units = [("all.cpp", [*files, folder / "harness.cpp"], FAST)]
+    else:
+        bins: list[list[Path]] = [[] for _ in range(min(len(fast), 2 * jobs(), 1 + total // UNIT_BYTES))]
+        for path in fast:
+            min(bins, key=lambda b: sum(p.stat().st_size for p in b)).append(path)
+        bins[-1].append(folder / "harness.cpp")
+        units = [(f"fast{i}.cpp", group, FAST) for i, group in enumerate(bins)] + [("slow.cpp", slow, SLOW)]
     for name, group, _ in units:
         (folder / name).write_text("".join(f'#include "{p.name}"\n' for p in group))
-    return [(name, level) for name, _, level in units] + [("harness.cpp", FAST)]
+    return [(name, level) for name, _, level in units]
 
 
 def _runtime() -> list[Path]:
