@@ -28,7 +28,8 @@ class Execute(wiring.Component):
     instr : instructions, checked for opcode, field ranges and zero rest.
     take_valid, take_mask, take_ok, lack : semaphores to take one from; taken in the cycle where take_valid & take_ok. `lack`:
         those of take_mask that are zero.
-    give_valid, give_mask : semaphores to add one to, when an instruction's last result has been written.
+    give_valid, give_mask, give_pc : semaphores to add one to, when the last result of the instruction at give_pc has been
+        written.
     act_*, wgt_*, prm_*, res_* : read ports; data follow one cycle after address and enable.
     out_* : write port; `out_we` has one bit for each slice.
     cause : the csr.Counter (0 to 7) that this cycle belongs to.
@@ -51,6 +52,7 @@ class Execute(wiring.Component):
             "lack": In(isa.SEM_COUNT),
             "give_valid": Out(1),
             "give_mask": Out(isa.SEM_COUNT),
+            "give_pc": Out(32),
             "act_en": Out(1),
             "act_addr": Out(16),
             "act_data": In(c.k).array(c.m),
@@ -106,6 +108,7 @@ class Execute(wiring.Component):
             self.mark_valid.eq(dispatch.mark_valid), self.mark_layer.eq(dispatch.mark_layer), dispatch.mark_done.eq(self.mark_done),
             self.give_valid.eq(drain.give_valid | dispatch.mark_give.any()),
             self.give_mask.eq(Mux(drain.give_valid, drain.give_mask, dispatch.mark_give)),
+            self.give_pc.eq(Mux(drain.give_valid, drain.error_pc, self.instr.payload.pc)),
             self.cause.eq(dispatch.cause),
             self.busy.eq(dispatch.busy | drain.busy),
             dispatch.running.eq(sequencer.running), dispatch.issued.eq(sequencer.issued), dispatch.stepping.eq(sequencer.stepping),

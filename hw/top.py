@@ -26,7 +26,7 @@ class Seriatim(wiring.Component):
 
     A start clears every unit and the counters. The machine is done when END was fetched, all queues are empty, all units idle and
     every AXI burst is answered. The first error halts it: bursts in flight are completed (reads swallowed, writes without bytes
-    enabled), then it is done too. The watchdog stops it at once; what is then in flight is swallowed whenever it comes.
+    enabled), then it stops. The watchdog stops it at once; what is then in flight is swallowed whenever it comes.
 
     Members
     -------
@@ -144,10 +144,6 @@ class Seriatim(wiring.Component):
         cause, error_pc = Signal(Cause), Signal(32)
         idle, finished, hung = Signal(), Signal(), Signal()
 
-        exec_pc = Signal(32, reset_less=True)
-        with m.If(fetch.exec.valid & fetch.exec.ready):
-            m.d.sync += exec_pc.eq(fetch.exec.payload.pc)
-
         queues = Cat(fetch.load_empty, fetch.exec_empty, fetch.store_empty).all()
         m.d.comb += [
             start.eq(registers.ctrl[0] & ~running),
@@ -179,15 +175,14 @@ class Seriatim(wiring.Component):
             with m.If(unit.error_valid):
                 m.d.comb += [failed.eq(1), what.eq(unit.error_cause), where.eq(unit.error_pc)]
         with m.If(semaphores.overflow.any()):
-            pcs = {EXEC: exec_pc, LOAD: load.give_pc, STORE: store.give_pc}
             m.d.comb += [failed.eq(1), what.eq(Cause.TOKEN_OVERFLOW)]
-            for i, pc in pcs.items():
+            for i, unit in units.items():
                 with m.If(semaphores.overflow[i]):
-                    m.d.comb += where.eq(pc)
+                    m.d.comb += where.eq(unit.give_pc)
         with m.If(running & failed & ~halt):
             m.d.sync += [halt.eq(1), cause.eq(what), error_pc.eq(where)]
         with m.If(finished | hung):
-            m.d.sync += [running.eq(0), done.eq(1), pending.eq(1)]
+            m.d.sync += [running.eq(0), done.eq(~halt & ~hung), pending.eq(1)]
         with m.If(registers.ctrl[1]):
             m.d.sync += pending.eq(0)
         with m.If(start):
