@@ -41,7 +41,8 @@ def pack(tensor: Tensor, codes: np.ndarray, config: Config) -> bytes:
     if codes.shape != tensor.shape:
         raise DataError(f"{tensor.name} of shape {codes.shape}: this program takes {tensor.shape}")
     if codes.size and not tensor.lo <= codes.min() <= codes.max() <= tensor.hi:
-        raise DataError(f"{tensor.name} holds {codes.min()} to {codes.max()}: {tensor.format or 'int32'} is {tensor.lo} to {tensor.hi}")
+        fmt = tensor.format or "int32"
+        raise DataError(f"{tensor.name} holds {codes.min()} to {codes.max()}: {fmt} is {tensor.lo} to {tensor.hi}")
     n, c, h, w = tensor.shape
     if tensor.layout == "image":
         data = np.zeros((n, h, row_bytes(tensor, config)), np.uint8)

@@ -30,8 +30,9 @@ class Place:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A row of the layer table. `mark` is the number of the layer's MARK, None where there is none; `w` and `a` are bits, `planes`
-    those of the input as stored; `k` products are summed for each output; `cycles` is what the compiler's model expects."""
+    """A row of the layer table. `mark` is the number of the layer's MARK, None where there is none; `w` and `a` are bits;
+    `k` products are summed for each output; `macs` and `binary_macs` are the PyTorch layer's; `steps` is the words that the
+    array (or the pool) takes, and `cycles` what the compiler's model expects."""
 
     name: str
     kind: str
@@ -118,7 +119,8 @@ class Compiled:
         head = {
             "isa": isa.VERSION, "config": asdict(self.config), "program_address": self.program_address,
             "program_bytes": len(self.program), "image_bytes": len(self.image),
-            "places": [_place_to_json(place) for place in self.places.values()], "layers": [asdict(layer) for layer in self.layers],
+            "places": [_place_to_json(place) for place in self.places.values()],
+            "layers": [asdict(layer) for layer in self.layers],
             "inputs": self.inputs, "outputs": self.outputs, "read_range": self.read_range, "write_range": self.write_range,
             "memory_bytes": self.memory_bytes, "cycles": self.cycles, "notes": self.notes,
         }
@@ -136,7 +138,8 @@ class Compiled:
         size, = struct.unpack("<I", body[len(MAGIC):at])
         head = json.loads(body[at:at + size])
         if head["isa"] != isa.VERSION:
-            raise ArtefactError(f"a program for version {head['isa']} of the instruction set: this is {isa.VERSION}; compile again")
+            raise ArtefactError(f"a program for version {head['isa']} of the instruction set: this is {isa.VERSION}; "
+                                "compile again")
         start = at + size
         middle = start + head["program_bytes"]
         places = [_place_from_json(row) for row in head["places"]]

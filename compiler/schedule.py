@@ -1,9 +1,10 @@
-"""Three queues of instructions: who waits for whom, in which order the program lists them, and the proof that it is right.
+"""Three queues of instructions: who waits for whom, in which order the program lists them, and the proof of it.
 
-`Builder` takes loads, executes and stores in the order in which a machine without overlap would run them, with the buffer words that
-each touches. From those it derives the tokens: a load waits for the last execute that used the words it overwrites, and so on.
-Every dependency points backwards in that order, so no wait can be circular. `Builder.finish` then lists the three queues by the start
-times of a simple model of the machine, so that the fetch unit meets each instruction when its unit is ready for it.
+`Builder` takes loads, executes and stores in the order in which a machine without overlap would run them, with the
+buffer words that each touches. From those it derives the tokens: a load waits for the last execute that used the words
+it overwrites, and so on. Every dependency points backwards in that order, so no wait can be circular. `Builder.finish`
+then lists the three queues by the start times of a simple model of the machine, so that the fetch unit meets each
+instruction when its unit is ready for it.
 
 `check` reads the finished bytes and knows nothing of how they came about.
 """
@@ -247,11 +248,11 @@ class _Checker:
             if buffer in (Buffer.WGT, Buffer.PRM):
                 ranges = [(f["base"], f["base"] + f["words"])]
             else:
-                ranges = [(row, row + f["nx"] * f["words"]) for row in _rows(f, f["base"], f["row_pitch"], f["ny"])]
+                ranges = [(row, row + f["nx"] * f["words"]) for row in wrapped_rows(f, f["base"], f["row_pitch"], f["ny"])]
             self.write(at, self.buffers[buffer], buffer.name, ranges, clock, index)
             self.read(at, self.dram, "memory", self.memory(f), clock, index)
         elif name == "FILL":
-            ranges = [(row, row + f["words"]) for row in _rows(f, f["base"], f["row_pitch"], f["ny"])]
+            ranges = [(row, row + f["words"]) for row in wrapped_rows(f, f["base"], f["row_pitch"], f["ny"])]
             self.write(at, self.buffers[Buffer.ACT], "ACT", ranges, clock, index)
         elif name == "PATCH":
             words = f["nx"] * 8 * -(-f["kh"] * f["kw"] * f["channels"] // c.k)
@@ -285,7 +286,8 @@ class _Checker:
             self.write(at, self.dram, "memory", tensors, clock, index)
 
 
-def _rows(f, at: int, pitch: int, count: int) -> list[int]:
+def wrapped_rows(f: dict, at: int, pitch: int, count: int) -> list[int]:
+    """Row addresses from `at`, in the ring that the fields `f` of an instruction give."""
     rows, end = [], f["ring_base"] + f["ring_words"]
     for _ in range(count):
         if f["ring_words"] and at >= end:
@@ -298,15 +300,17 @@ def _rows(f, at: int, pitch: int, count: int) -> list[int]:
 def _windows(f, reach: int) -> list[Range]:
     """Act words of a CONV or POOL: for each row the words from the first to the last."""
     width = (f["nx"] - 1) * f["sx"] + (f["kw"] - 1) * f["skw"] + reach
-    return [(at, at + width) for row in _rows(f, f["act_base"], f["sy"], f["ny"]) for at in _rows(f, row, f["skh"], f["kh"])]
+    rows = wrapped_rows(f, f["act_base"], f["sy"], f["ny"])
+    return [(at, at + width) for row in rows for at in wrapped_rows(f, row, f["skh"], f["kh"])]
 
 
 def check(program: bytes, config: Config, tensors: list[Range] = ()) -> None:
     """Proves that a program gives the same result whatever its queues' pace, or raises CompileError.
 
-    Run one instruction after the other, it never waits for a token that is not there: so it cannot get stuck, however short the
-    queues. The tokens that it takes tell which instructions of the other queues have finished: those must include whoever wrote what
-    it reads and read what it overwrites. And no semaphore can be signalled past its range, even if its consumer is infinitely slow.
+    Run one instruction after the other, it never waits for a token that is not there: so it cannot get stuck, however
+    short the queues. The tokens that it takes tell which instructions of the other queues have finished: those must
+    include whoever wrote what it reads and read what it overwrites. And no semaphore can be signalled past its range,
+    even if its consumer is infinitely slow.
     `tensors`: the byte ranges of tensors in memory, ascending.
     """
     checker = _Checker(config, list(tensors))

@@ -1,9 +1,10 @@
 """Cuts a layer into tiles that fit the buffers. Pure arithmetic on shapes: no weights, no instructions.
 
-Every row of the array has a *band* of output rows of some image; the bands that run at the same time are a *wave*. A wave's columns
-are cut into *x tiles*, its channels (of a layer whose outputs each need only some) into *parts*. A *strip* is one wave, one part and one
-x tile: its input rows pass through the act buffer, in a ring or as patches, and its output positions are computed in *chunks*, for
-one *unit* of output channels at a time. Where the products of an output do not fit a buffer they are split into *segments*.
+Every row of the array has a *band* of output rows of some image; the bands that run at the same time are a *wave*. A
+wave's columns are cut into *x tiles*, its channels (of a layer whose outputs each need only some) into *parts*. A *strip*
+is one wave, one part and one x tile: its input rows pass through the act buffer, in a ring or as patches, and its output
+positions are computed in *chunks*, for one *unit* of output channels at a time. Where the products of an output do not
+fit a buffer they are split into *segments*.
 """
 
 import math
@@ -24,7 +25,8 @@ MAX_ROWS = 255
 
 @dataclass(frozen=True)
 class Axis:
-    """Rows or columns of a window. The act buffer *holds* one sample in `step` of the input, from the first that a window sees."""
+    """Rows or columns of a window. The act buffer *holds* one sample in `step` of the input, from the first that a
+    window sees."""
 
     out: int
     size: int
@@ -369,8 +371,8 @@ def _positions(work: Work, config: Config) -> int:
     def most(name, each, half=True):
         have = getattr(config, name)
         if each > have:
-            raise CompileError(f"{work.name}: one position takes {each} words of {name.removesuffix('_words')} buffer, there are {have}; "
-                               f"make {name} of Config at least {2 * each}")
+            raise CompileError(f"{work.name}: one position takes {each} words of {name.removesuffix('_words')} buffer, there are "
+                               f"{have}; make {name} of Config at least {2 * each}")
         return max(1, (have // 2 if half else have) // each)
 
     positions = most("out_words", max(work.out_words(u) for u in work.units))
@@ -436,7 +438,7 @@ def _tile_rows(base: Plan) -> int:
 
     def cost(rows):
         count = -(-base.band_rows // rows)
-        streams = max(1, -(-rows * columns // base.positions), rows * chunks if base.positions < columns else 1) if split_up else 1
+        streams = max(-(-rows * columns // base.positions), rows * chunks if chunks > 1 else 1) if split_up else 1
         loads = rows * work.y.move * row
         late = loads if work.y.held(rows) + rows * work.y.move > base.ring_rows and count > 1 else 0
         return count * (max(rows * steps, streams * weights + loads) + late), rows
@@ -447,8 +449,8 @@ def _tile_rows(base: Plan) -> int:
 
 def _patches(work: Work, config: Config, height, waves, positions) -> Plan:
     if work.patch_positions < 1:
-        raise CompileError(f"{work.name}: the patch of one position needs more than the {config.line_bytes} bytes of a line memory; "
-                           "make line_bytes of Config larger, or the kernel smaller")
+        raise CompileError(f"{work.name}: the patch of one position needs more than the {config.line_bytes} bytes of a line "
+                           "memory; make line_bytes of Config larger, or the kernel smaller")
     if work.patch_words > config.act_words:
         raise CompileError(f"{work.name}: the patch of one position takes {work.patch_words} act words, the buffer has "
                            f"{config.act_words}; make act_words of Config larger, or the kernel smaller")
@@ -466,12 +468,12 @@ def _tiles(work: Work, config: Config, height, waves, positions) -> Plan:
         y, x = work.y.part(0, r), work.x.part(0, t)
         return y.held(1) * x.held(width) * c * work.planes
 
-    for share in (2, 1):
-        def fits(u, r, t, c):
-            return act(r, t, c, 1) <= config.act_words // share and work.weights(u, r * t * c) <= config.wgt_words // share
+    def fits(u, r, t, c, share):
+        return act(r, t, c, 1) <= config.act_words // share and work.weights(u, r * t * c) <= config.wgt_words // share
 
-        segments = {u.index: split(work.y.kernel, work.x.kernel, u.c1 - u.c0, lambda r, t, c, u=u: fits(u, r, t, c))
-                    for u in work.units}
+    for share in (2, 1):
+        segments = {u.index: split(work.y.kernel, work.x.kernel, u.c1 - u.c0,
+                                   lambda r, t, c, u=u, share=share: fits(u, r, t, c, share)) for u in work.units}
         if all(segments.values()):
             break
     else:
@@ -480,8 +482,8 @@ def _tiles(work: Work, config: Config, height, waves, positions) -> Plan:
                            f"{config.wgt_words}; make them larger in Config")
     if max(len(s) for s in segments.values()) > 1:
         if not psum:
-            raise CompileError(f"{work.name}: its sums are split, which takes {tiles * config.m} psum words a position, there are "
-                               f"{config.psum_words}; make psum_words or act_words of Config larger")
+            raise CompileError(f"{work.name}: its sums are split, which takes {tiles * config.m} psum words a position, there "
+                               f"are {config.psum_words}; make psum_words or act_words of Config larger")
         positions = min(positions, psum)
     every = [s for u in work.units for s in segments[u.index]]
     while positions > 1 and max(act(s.r1 - s.r0, s.t1 - s.t0, s.c1 - s.c0, positions) for s in every) > config.act_words // share:
