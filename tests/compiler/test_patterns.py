@@ -118,6 +118,65 @@ def test_the_tilers_refusals_count_too(rng, nets):
     assert [names(region) for region in artefact.regions] == [["a"], ["c"]]
 
 
+class RandomGraph(nn.Module):
+    """A random graph of layers and concatenations on tensors of four channels."""
+
+    def __init__(self, rng, nets, nodes):
+        super().__init__()
+        self.steps, self.layers, formats = [], nn.ModuleList(), ["uint8"]
+        for index in range(nodes):
+            name, (source, other) = f"n{index}", rng.integers(0, len(formats), 2)
+            stored, out = formats[source], str(rng.choice(["uint8", "uint5", "int6", "bipolar2", "uint12"]))
+            bits = Format.parse(stored).bits
+            kind = rng.choice(["conv", "conv", "residual", "residual", "pool", "average", "cat"])
+            read = f"{stored}:{Format.parse(stored).top(int(rng.integers(1, min(bits, 8) + 1)))}"
+            weights = str(rng.choice(["int4", "bipolar1", "int2"]))
+            if kind in ("conv", "residual"):
+                res = formats[other] if kind == "residual" else None
+                self.layers.append(nets.Conv(rng, name, 4, 4, int(rng.choice([1, 3])), x=read, w=weights, out=out, res=res))
+            elif kind == "pool":
+                self.layers.append(nets.MaxPool(name, stored, 3, 1, 1))
+                out = stored
+            elif kind == "average":
+                out = "uint8"
+                self.layers.append(nets.AveragePool(name, 4, 3, stored, out, stride=1, padding=1))
+            else:
+                self.layers.append(nets.Conv(rng, name, 8, 4, 1, x=stored, w=weights, out=out))
+                other = int(rng.choice([i for i, fmt in enumerate(formats) if fmt == stored]))
+            self.steps.append((kind, int(source), int(other)))
+            formats.append(out)
+        self.outputs = sorted({nodes, *rng.integers(1, nodes + 1, 2).tolist()})
+
+    def forward(self, x):
+        tensors = [x]
+        for (kind, source, other), layer in zip(self.steps, self.layers):
+            inputs = [tensors[source]]
+            if kind == "residual":
+                inputs.append(tensors[other])
+            elif kind == "cat":
+                inputs = [torch.cat([tensors[source], tensors[other]], 1)]
+            tensors.append(layer(*inputs))
+        return tuple(tensors[index] for index in self.outputs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_graphs_with_random_refusals_stay_exact(nets, seed):
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    net, x = RandomGraph(rng, nets, 12), nets.codes(rng, (2, 4, 6, 5))
+    refused = {f"n{index}" for index in rng.integers(0, 12, 3)}
+    net(x)
+    want = [tensor.numpy() for tensor in net(x)]
+    artefact = compile_network(net, x, Config(), nets.generate, accept=lambda layer: "drawn" if layer.name in refused else None)
+    got = artefact.run(x, executor=nets.execute)
+    got = got if isinstance(got, tuple) else (got,)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+    ran = {layer.name for region in artefact.regions for layer in region.layers}
+    left = {row["name"] for row in artefact.cpu_fallback}
+    assert not ran & (left | refused) and ran
+
+
 def test_a_layer_that_has_no_program_of_its_own_stays_on_the_cpu(rng, nets):
     def generate(region, config):
         for layer in region.layers:
