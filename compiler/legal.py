@@ -9,7 +9,7 @@ from seriatim.compiler.ir import INT32, Conv, Layer, MaxPool, Requant, SumPool
 from seriatim.formats import Format, Kind
 
 MAX_READ_BITS = 8
-"""Most planes of activations, and of weights, that a convolution multiplies."""
+"""Most planes of activations, and of weights, that the array multiplies (a pool's sum multiplies by one)."""
 INT64 = -(1 << 63), (1 << 63) - 1
 
 
@@ -38,10 +38,10 @@ def _formats(layer: Layer) -> str | None:
     for role, fmt in roles.items():
         if fmt and not fmt.linear:
             return f"{role} in format {fmt} needs the shift-add engine, which this machine does not have; use uint or int"
-    if isinstance(layer, Conv):
-        for role, fmt in (("input read", layer.x_read), ("weights", layer.w_format)):
-            if fmt.bits > MAX_READ_BITS:
-                return f"{role} as {fmt}: a convolution multiplies at most {MAX_READ_BITS} bits; read fewer top planes"
+    if not isinstance(layer, MaxPool) and layer.x_read.bits > MAX_READ_BITS:
+        return f"input read as {layer.x_read}: the array takes at most {MAX_READ_BITS} bits; read fewer top planes"
+    if isinstance(layer, Conv) and layer.w_format.bits > MAX_READ_BITS:
+        return f"weights in {layer.w_format}: the array takes at most {MAX_READ_BITS} bits"
     if layer.x.format is None:
         return "input of 32-bit words; requantise it to 16 bits or fewer"
     return None

@@ -103,7 +103,7 @@ def test_a_refused_convolution_runs_on_the_cpu_between_two_regions(rng, nets):
     assert [names(region) for region in artefact.regions] == [["a"], ["b", "c"]]
     assert artefact.cpu_fallback == [{
         "name": "wide", "op": "seriatim.qconv2d",
-        "reason": "input read as uint9: a convolution multiplies at most 8 bits; read fewer top planes",
+        "reason": "input read as uint9: the array takes at most 8 bits; read fewer top planes",
     }]
     assert [tensor.name for tensor in artefact.regions[1].inputs] == ["lv3"]
 
