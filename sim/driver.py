@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from seriatim.config import Config
 from seriatim.errors import MismatchError
 from seriatim.sim import report as reports
 from seriatim.sim.executor import Executor, OpenSession, Run
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from seriatim.algo.checkpoint import Metadata
+    from seriatim.algo.export import IntegerNetwork
 
 
 def config_of(args) -> Config:
@@ -56,19 +61,18 @@ class Step:
 class Job:
     """A network with the images that it is to be run on: integer codes (N, C, H, W) and labels."""
 
-    network: object
-    metadata: dict
+    network: "IntegerNetwork"
+    metadata: "Metadata"
     images: np.ndarray
     labels: np.ndarray
 
     @classmethod
     def load(cls, args) -> "Job":
         """The network of the command line (trained, if there is none yet) and its sample images."""
-        from seriatim.algo.samples import sample_images
-        from seriatim.algo.zoo import load_or_train
+        from seriatim.algo.trained import load_or_train, sample_images
 
         network, metadata = load_or_train(args.net, args.quant, args.w, args.a, args.first_last, image_size=args.image,
-                                          checkpoint=args.checkpoint)
+                                          path=args.checkpoint)
         images, labels = sample_images(args.net, args.images, network.image_size)
         return cls(network, metadata, images, labels)
 
@@ -89,7 +93,7 @@ class Job:
 
         example = torch.zeros(self.images.shape, dtype=torch.int32)
         return compile_network(self.network, example, config, lambda region, config: generate(region, config).to_bytes(),
-                               metadata=self.metadata)
+                               metadata=dataclasses.asdict(self.metadata))
 
 
 def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool]:
@@ -125,7 +129,9 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
         "image": job.network.image_size, "images": len(job.images), "level": args.session,
         "bit_exact": all(equal.values()) and bool(np.array_equal(logits, reference[last])),
         "accuracy": {"rtl_images": len(job.labels), "rtl_correct": int((classes == job.labels).sum()),
-                     **{key: job.metadata.get(key) for key in ("held_out_images", "held_out", "float_held_out", "dataset")}},
+                     "held_out_images": job.metadata.test_images, "held_out": job.metadata.accuracy,
+                     "float_held_out": job.metadata.float_accuracy, "dataset": job.metadata.dataset,
+                     "trained_at": job.metadata.image_size},
         "config": {"m": config.m, "n": config.n, "k": config.k, "on_chip_bytes": config.on_chip_bytes,
                    "axi_bits": config.axi_bits, "latency": args.latency, "hash": f"{config.hash:#010x}"},
         "totals": total,
