@@ -14,10 +14,13 @@ from seriatim.isa import Buffer, Engine, Output
 class Cache:
     """Constants of one layer in the wgt or param buffer: all of them in a block of their own where they fit, else in turn."""
 
-    def __init__(self, builder: schedule.Builder, buffer: Buffer, total: int, word_bytes: int):
+    def __init__(self, builder: schedule.Builder, buffer: Buffer, total: int, most: int, word_bytes: int):
+        """`total` words in all, at most `most` at a time."""
         self.builder, self.buffer, self.word_bytes = builder, buffer, word_bytes
         depth = schedule.buffer_words(buffer, builder.config)
         self.next = builder.reserve(buffer, total) if total <= depth else None
+        self.slot = depth // (depth // most)
+        self.turn = None
         self.entries: dict[object, schedule.Range] = {}
 
     def next_free(self, words: int) -> int:
@@ -25,12 +28,22 @@ class Cache:
         used = self.builder.used[self.buffer][self.next:self.next + words]
         return self.builder.elapsed(int(used.max(initial=-1)) + 1)
 
+    def _turn(self, words: int) -> int:
+        """Slots are taken in turn, at first the one that is free earliest."""
+        used = self.builder.used[self.buffer]
+        count = len(used) // self.slot
+        if self.turn is None:
+            self.turn = min(range(count), key=lambda i: used[i * self.slot:i * self.slot + words].max())
+        else:
+            self.turn = (self.turn + 1) % count
+        return self.turn * self.slot
+
     def get(self, key, words: int, dram: int) -> int:
         """Buffer word at which `words` from `dram` are (or will be, once the load before the next execute is done)."""
         if key in self.entries:
             return self.entries[key][0]
         if self.next is None:
-            base = self.builder.allocate(self.buffer, words)
+            base = self._turn(words)
             self.entries = {k: (lo, hi) for k, (lo, hi) in self.entries.items() if hi <= base or base + words <= lo}
         else:
             base = self.next
@@ -54,14 +67,18 @@ class Emitter:
         self.after_x = written.get(job.x.name, -1)
         self.after_res = written.get(job.res.name, -1) if job.res else -1
         config = self.config
-        self.wgt = Cache(builder, Buffer.WGT, self.plan.weight_words, config.wgt_word_bytes) if self.work.w_bits else None
-        self.prm_words = sum(u.tiles for u in self.work.units)
+        units = self.work.units
+        self.prm_words = sum(u.tiles for u in units)
         total = self.prm_words * len(job.params)
-        self.prm = Cache(builder, Buffer.PRM, total, config.prm_word_bytes) if self.work.w_bits else None
+        if self.work.w_bits:
+            most = max(self.work.weights(u, None if self.work.shared else s.words) for u in units for s in self.plan.segments[u.index])
+            self.wgt = Cache(builder, Buffer.WGT, self.plan.weight_words, most, config.wgt_word_bytes)
+            self.prm = Cache(builder, Buffer.PRM, total, max(u.tiles for u in units), config.prm_word_bytes)
         self.prm_whole = total <= config.prm_words
         self.ring_base = 0
         self.next_row = 0
         self.words_of_column = max(p.c1 - p.c0 for p in self.plan.parts) * self.work.planes
+        self.right = None
         self.fixed = len(self.plan.x_tiles) == 1 and len({p.c1 - p.c0 for p in self.plan.parts}) == 1
         self.store_at = -1
         self.start = start

@@ -173,6 +173,8 @@ class Builder:
                     op.start = max([free[queue], *(tokens[sem].popleft() for sem in waits)]) + START_CYCLES
                     free[queue] = op.start + op.cycles
                     op.end = free[queue] + (tail[queue] if op.name not in ("MARK", "FILL") else 0)
+                    if queue is Queue.STORE:
+                        free[queue] = op.end  # one at a time
                     for sem in Sem:
                         if sem & op.signal:
                             tokens[sem].append(op.end)

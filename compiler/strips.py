@@ -147,22 +147,32 @@ class RingStrip(Strip):
         self.held_rows = y.held(plan.band_rows)
         self.have = [0] * self.held_rows
         self.base_row = e.next_row
-        self.filled = 0
+        self.filled = 0, 0
         self.ring = (e.ring_base, plan.ring_words)
         if first:
-            rows = min(plan.ring_rows, self.held_rows)
             if e.fixed:
-                x = e.work.x
-                lo, hi = x.inside(0, self.held_columns)
-                for a, b in ((0, lo), (hi, self.held_columns)) if lo < hi else ((0, self.held_columns),):
-                    if a < b:
-                        self.fill(e.ring_base + a * self.each, (1 << e.config.m) - 1, plan.ring_rows, (b - a) * self.each,
-                                  plan.row_words, self.ring)
-            self.fill_rows(y, (0, rows), self.held_columns, lambda row: self.at(row, 0), self.each)
-            self.filled = rows
+                lo, hi = e.work.x.inside(0, self.held_columns)
+                lo, hi = (lo, hi) if lo < hi else (self.held_columns, self.held_columns)
+                e.right = (hi, self.held_columns) if hi < self.held_columns else None
+                self.fill_columns(0, lo)
+            chunk = next(plan.tiles(0, self.part, self.columns))[0][0]
+            self.filled = (chunk.y1 - 1) * y.move + y.extent, self.reach(chunk)
+            self.fill_rows(y, (0, self.filled[0]), self.filled[1], lambda row: self.at(row, 0), self.each)
 
     def close(self) -> None:
         self.e.next_row += self.held_rows
+
+    def reach(self, chunk: Chunk) -> int:
+        """Held columns to load for a chunk."""
+        x = self.e.work.x
+        return (chunk.x1 - 1) * x.move + x.extent if chunk.early and chunk.x1 < self.columns else self.held_columns
+
+    def fill_columns(self, first: int, beyond: int) -> None:
+        """Fills padding columns of every row of the ring."""
+        e, plan = self.e, self.e.plan
+        if first < beyond:
+            mask = (1 << e.config.m) - 1
+            self.fill(e.ring_base + first * self.each, mask, plan.ring_rows, (beyond - first) * self.each, plan.row_words, self.ring)
 
     def at(self, row: int, column: int) -> int:
         plan = self.e.plan
@@ -173,8 +183,7 @@ class RingStrip(Strip):
         y, x = work.y, work.x
         r0, t0 = segment.r0, segment.t0
         first, beyond = chunk.y0 * y.move, (chunk.y1 - 1) * y.move + y.extent
-        columns = (chunk.x1 - 1) * x.move + x.extent if chunk.early and chunk.x1 < self.columns else self.held_columns
-        self.load(first, beyond, columns)
+        self.load(first, beyond, self.reach(chunk))
         row, column = chunk.y0 * y.move + r0 * y.spread, chunk.x0 * x.move + t0 * x.spread
         skip = self.e.job.a_skip
         offset = (unit.c0 + segment.c0 - self.part.c0) * work.planes + skip
@@ -192,15 +201,19 @@ class RingStrip(Strip):
     def load(self, first: int, beyond: int, columns: int) -> None:
         """Rows first..beyond up to `columns`, where they are not there yet."""
         e, y, x = self.e, self.e.work.y, self.e.work.x
+        if e.fixed and e.right and columns > e.right[0]:
+            self.fill_columns(*e.right)
+            e.right = None
         row = first
         while row < beyond:
             have = self.have[row]
+            filled = row < self.filled[0] and columns <= self.filled[1]
             end = row + 1
-            while end < beyond and self.have[end] == have and (end < self.filled) == (row < self.filled):
+            while end < beyond and self.have[end] == have and (end < self.filled[0]) == (row < self.filled[0]):
                 end += 1
             if have < columns:
                 self.rectangle(y, x, (row, end), (have, columns), self.part.c0, self.part.c1, self.at, e.plan.row_words,
-                               self.ring, filled=row < self.filled, pad_columns=not e.fixed)
+                               self.ring, filled=filled, pad_columns=not e.fixed)
                 self.have[row:end] = [columns] * (end - row)
             row = end
 

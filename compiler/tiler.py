@@ -17,7 +17,7 @@ from seriatim.errors import CompileError
 
 FIRST_LOAD_BEATS = 600
 """How much of a layer's input to load before its first execute."""
-LAST_STORE_BEATS = 400
+LAST_STORE_BEATS = 150
 """How much of a layer's output to store after its last execute."""
 MAX_ROWS = 255
 """Rows of one execute."""
@@ -281,11 +281,12 @@ class Plan:
         work, config = self.work, self.config
         each = config.word_bytes // config.axi_bytes * len(self.waves[-1]) * work.out_words(part.units[-1])
         width, left = chunk.x1 - chunk.x0, max(1, LAST_STORE_BEATS // each)
-        if chunk.positions <= 2 * left or width == 1 and chunk.y1 - chunk.y0 == 1:
+        if chunk.positions <= left + 1 or width == 1 and chunk.y1 - chunk.y0 == 1:
             return [chunk]
         if chunk.y1 - chunk.y0 > 1:
             middle = chunk.y1 - 1
             return [replace(chunk, y1=middle), *self._late(replace(chunk, y0=middle, early=False), part)]
+        left = min(left, width - 1)
         return [replace(chunk, x1=chunk.x1 - left), replace(chunk, x0=chunk.x1 - left, early=False)]
 
 
@@ -352,7 +353,8 @@ def plan(work: Work, config: Config) -> Plan:
             parts = _parts(work.units, most)
             if parts is None:
                 break
-            found = _ring(work, config, height, parts, wish, narrow=most == 1 or _parts(work.units, most - 1) is None)
+            narrow = most == 1 or _parts(work.units, most - 1) is None
+            found = _ring(work, config, height, len(waves), parts, wish, narrow)
             if found:
                 rows, row_words, x_tiles = found
                 base = Plan(work, config, "ring", height, waves, parts, x_tiles, positions, {}, rows, row_words)
@@ -381,12 +383,12 @@ def _positions(work: Work, config: Config) -> int:
     return positions
 
 
-def _ring(work: Work, config: Config, height: int, parts, double: bool, narrow: bool):
+def _ring(work: Work, config: Config, height: int, waves: int, parts, double: bool, narrow: bool):
     """Rows of the ring, words of a row and x tiles, for parts; or None."""
     held = work.y.held(height)
     each = max(p.c1 - p.c0 for p in parts) * work.planes
     want = min(held, work.y.extent + work.y.move) if double else work.y.extent
-    strips = len(parts) > 1
+    strips, alone = len(parts) > 1, waves == 1 and len(parts) == 1
     for count in range(1, work.x.out + 1):
         tiles = _even(work.x.out, count)
         width = max(b - a for a, b in tiles)
@@ -396,7 +398,7 @@ def _ring(work: Work, config: Config, height: int, parts, double: bool, narrow: 
         rows = config.act_words // row_words
         need = want if count == 1 and not strips or not double else min(work.y.extent + work.y.move, 2 * held)
         if rows >= need:
-            return min(rows, 2 * held), row_words, tiles
+            return min(rows, held if alone and count == 1 else 2 * held), row_words, tiles
     return None
 
 
