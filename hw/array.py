@@ -1,6 +1,6 @@
 """The bit-serial array: M x N dot products of K lanes, one plane product a cycle, and the registers that they drain from."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -25,17 +25,18 @@ class Array(wiring.Component):
     """For each row m and column n a sum of plane products, highest significance first; and for each row the sum R of its planes.
 
         p = popcount(act[m] & wgt[n])
-        X[m][n] = base +- 2p             base = 0 if first, 2X if shift, otherwise X
-        X[m][n] = base +- (2p - popcount(wgt[n]))                 where activations are bipolar and row m's word is valid
+        X[m][n] = base +- p                                 base = 0 if first, 2X if shift, otherwise X
+        X[m][n] = base +- (2p - popcount(wgt[n]))           where activations are bipolar and row m's word is valid
         R[m]    = base +- popcount(act[m])   or, bipolar and valid,   base +- (2 popcount(act[m]) - K)
 
-    An invalid word of bipolar activations adds 0. From these `accumulate` gives the sum of products of values.
+    An invalid word of bipolar activations adds 0. The sum of products of values is then X, or 2X - R for bipolar weights.
 
-    Exactness: the sum of values fits in 32 bits (the compiler proves it). X and R are kept modulo 2^33 and 2^32, and the sum
-    follows from them modulo 2^32, so intermediate results may wrap.
+    Exactness: X and R are kept modulo 2^32, and so is the sum of values, which the compiler proves to fit in 32 bits; intermediate
+    results may wrap.
 
-    Throughput: one step a cycle. Latency: a step given in cycle t is in X after cycle t + 1; if it was the last, X and R move to
-    the drain registers at the end of cycle t + 2 (`filled`), from where `row` reads a row, one cycle later.
+    Throughput: one step a cycle. Latency: the words are registered, their ones counted, the counts added: a step given in cycle t is
+    in X after cycle t + 2. If it was the last, X and R move to the drain registers at the end of cycle t + 3 (`filled`), from where
+    `row` reads a row, one cycle later.
 
     Members
     -------
@@ -46,7 +47,7 @@ class Array(wiring.Component):
     x, r : N sums and the row's R, one cycle after `row_en`.
     """
 
-    LATENCY = 3
+    LATENCY = 4
     """Cycles from a last step until `row` can read its sum."""
 
     def __init__(self, config: Config, simulation: bool = False):
@@ -65,7 +66,7 @@ class Array(wiring.Component):
             "filled_final": Out(1),
             "row_en": In(1),
             "row": In(range(m)),
-            "x": Out(ACC_BITS + 1).array(n),
+            "x": Out(ACC_BITS).array(n),
             "r": Out(ACC_BITS),
         })
 
@@ -96,33 +97,49 @@ class Array(wiring.Component):
             m.d.comb += counter.i.eq(value)
             return counter.o
 
-        products = [[popcount(f"p_{i}_{j}", act[i] & wgt[j]) for j in cols] for i in rows]
-        ones_act = [popcount(f"a_{i}", act[i]) for i in rows]
-        ones_wgt = [popcount(f"w_{j}", wgt[j]) for j in cols]
-
-        # Sums, each case written whole: simulators run that faster than a multiplexer before one adder.
-        x = [[Signal(ACC_BITS + 1, name=f"x_{i}_{j}", reset_less=True) for j in cols] for i in rows]
-        r = [Signal(ACC_BITS, name=f"r_{i}", reset_less=True) for i in rows]
-
-        def accumulate(terms):
-            with m.Switch(Cat(step.first, step.shift, step.sub)):
-                for case in range(8):
-                    first, shift, sub = case & 1, case & 2, case & 4
-                    with m.Case(case):
-                        for acc, term in terms:
-                            base = Const(0) if first else acc << 1 if shift else acc
-                            m.d.sync += acc.eq(base - term if sub else base + term)
-
+        counts = [[Signal(c.k.bit_length(), name=f"count_{i}_{j}", reset_less=True) for j in cols] for i in rows]
+        act_counts = [Signal(c.k.bit_length(), name=f"act_count_{i}", reset_less=True) for i in rows]
+        wgt_counts = [Signal(c.k.bit_length(), name=f"wgt_count_{j}", reset_less=True) for j in cols]
+        products = [[popcount(f"product_{i}_{j}", act[i] & wgt[j]) for j in cols] for i in rows]
+        act_ones = [popcount(f"act_ones_{i}", act[i]) for i in rows]
+        wgt_ones = [popcount(f"wgt_ones_{j}", wgt[j]) for j in cols]
+        counted, counted_valid = Signal(), Signal(c.m, reset_less=True)
+        counted_step = Signal(STEP, reset_less=True)
+        m.d.sync += counted.eq(valid)
         with m.If(valid):
-            with m.If(step.bipolar):
-                accumulate([(x[i][j], Mux(row_valid[i], (products[i][j] << 1) - ones_wgt[j], 0)) for i in rows for j in cols]
-                           + [(r[i], Mux(row_valid[i], (ones_act[i] << 1) - c.k, 0)) for i in rows])
+            m.d.sync += [counted_step.eq(step), counted_valid.eq(row_valid)]
+            m.d.sync += [counts[i][j].eq(products[i][j]) for i in rows for j in cols]
+            m.d.sync += [act_counts[i].eq(act_ones[i]) for i in rows]
+            m.d.sync += [wgt_counts[j].eq(wgt_ones[j]) for j in cols]
+
+        # Sums. Terms are taken modulo 2^32, so that nothing needs a sign extension.
+        x = [[Signal(ACC_BITS, name=f"x_{i}_{j}", reset_less=True) for j in cols] for i in rows]
+        r = [Signal(ACC_BITS, name=f"r_{i}", reset_less=True) for i in rows]
+        x_terms = [[Signal(ACC_BITS, name=f"x_term_{i}_{j}") for j in cols] for i in rows]
+        r_terms = [Signal(ACC_BITS, name=f"r_term_{i}") for i in rows]
+        zero = Const(0, ACC_BITS)
+        for sub in (0, 1):
+            with m.If(counted_step.sub == sub):
+                for i in rows:
+                    with m.If(~counted_step.bipolar):
+                        for term, count in [*zip(x_terms[i], counts[i]), (r_terms[i], act_counts[i])]:
+                            m.d.comb += term.eq(zero - count if sub else count)
+                    with m.Elif(counted_valid[i]):
+                        both = [(x_terms[i][j], counts[i][j], wgt_counts[j]) for j in cols]
+                        for term, count, ones in [*both, (r_terms[i], act_counts[i], Const(c.k))]:
+                            m.d.comb += term.eq((zero + ones) - (count << 1) if sub else (zero + (count << 1)) - ones)
+        sums = [(x[i][j], x_terms[i][j]) for i in rows for j in cols] + [(r[i], r_terms[i]) for i in rows]
+        with m.If(counted):
+            with m.If(counted_step.first):
+                m.d.sync += [acc.eq(term) for acc, term in sums]
+            with m.Elif(counted_step.shift):
+                m.d.sync += [acc.eq((acc << 1) + term) for acc, term in sums]
             with m.Else():
-                accumulate([(x[i][j], products[i][j] << 1) for i in rows for j in cols] + [(r[i], ones_act[i]) for i in rows])
+                m.d.sync += [acc.eq(acc + term) for acc, term in sums]
 
         # Drain registers.
-        m.d.sync += [self.filled.eq(valid & step.last), self.filled_final.eq(step.final)]
-        held_x = [[Signal(ACC_BITS + 1, name=f"held_{i}_{j}", reset_less=True) for j in cols] for i in rows]
+        m.d.sync += [self.filled.eq(counted & counted_step.last), self.filled_final.eq(counted_step.final)]
+        held_x = [[Signal(ACC_BITS, name=f"held_{i}_{j}", reset_less=True) for j in cols] for i in rows]
         held_r = [Signal(ACC_BITS, name=f"held_{i}", reset_less=True) for i in rows]
         with m.If(self.filled):
             m.d.sync += [held_x[i][j].eq(x[i][j]) for i in rows for j in cols]
@@ -134,13 +151,3 @@ class Array(wiring.Component):
                         m.d.sync += [self.x[j].eq(held_x[i][j]) for j in cols]
                         m.d.sync += self.r.eq(held_r[i])
         return m
-
-
-def accumulator(x, r, act_bipolar, wgt_bipolar):
-    """The sum of products of values, modulo 2^32, from X and R: as four expressions for the kinds of the operands."""
-    return {
-        (False, False): x >> 1,
-        (False, True): x - r,
-        (True, False): x,
-        (True, True): (x << 1) - r,
-    }[act_bipolar, wgt_bipolar]

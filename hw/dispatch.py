@@ -18,7 +18,6 @@ JOB_FIELDS = ("output", "psum_add", "psum_base", "prm_base", "out_base", "out_pl
 
 JOB = wiring.Signature({
     "pool_signed": Out(1),
-    "act_bipolar": Out(1),
     "wgt_bipolar": Out(1),
     "ng": Out(8),  # column tiles less one
     "give": Out(isa.SEM_COUNT),
@@ -129,7 +128,6 @@ class Dispatch(wiring.Component):
             m.d.sync += [
                 self.job_valid.eq(1),
                 self.job.pool_signed.eq(pool.is_signed),
-                self.job.act_bipolar.eq(conv.a_kind == Kind.BIPOLAR),
                 self.job.wgt_bipolar.eq(conv.w_kind == Kind.BIPOLAR),
                 self.job.ng.eq(conv.ng - 1),
                 self.job.give.eq(conv.signal),

@@ -1,6 +1,6 @@
 """The drain: from sums in the drain registers to the psum memory or, requantised and packed, to the out buffer."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -9,7 +9,7 @@ from seriatim import isa
 from seriatim.config import Config
 from seriatim.isa import Output
 
-from .array import ACC_BITS, Array, accumulator
+from .array import ACC_BITS, Array
 from .dispatch import JOB
 from .packer import Packer, tag_layout
 from .requant import Requant
@@ -58,7 +58,7 @@ class Drain(wiring.Component):
             "filled_final": In(1),
             "row_en": Out(1),
             "row": Out(range(c.m)),
-            "x": In(ACC_BITS + 1).array(c.n),
+            "x": In(ACC_BITS).array(c.n),
             "r": In(ACC_BITS),
             "free": Out(1),
             "pool_valid": In(1),
@@ -191,12 +191,12 @@ class Drain(wiring.Component):
                 read.en.eq(self.row_en & job["psum_add"] & psum_fits), read.addr.eq(psum_at),
                 write.en.eq(psum_write[1] & ~self.stop), write.addr.eq(psum_addr[1]), write.data.eq(acc[n]),
             ]
-            old = Mux(job["psum_add"], read.data, 0)
+            old = Mux(job["psum_add"], read.data, 0)[:ACC_BITS]
             with m.If(valid[1]):
-                with m.Switch(Cat(job["act_bipolar"], job["wgt_bipolar"])):
-                    for kinds in range(4):
-                        with m.Case(kinds):
-                            m.d.sync += acc[n].eq(accumulator(self.x[n], self.r, *(bool(kinds >> i & 1) for i in (0, 1))) + old)
+                with m.If(job["wgt_bipolar"]):
+                    m.d.sync += acc[n].eq(((self.x[n] << 1) - self.r) + old)
+                with m.Else():
+                    m.d.sync += acc[n].eq(self.x[n] + old)
 
         # Params of a tile: there when its first row is summed.
         prm_at = Signal(17)
