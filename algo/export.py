@@ -224,6 +224,7 @@ def _sum(name: str, x: Codes, out: Codes) -> IntegerSum:
     return IntegerSum(info, tail, folded)
 
 
+@torch.no_grad()
 def export_integer(net, image_size: int | None = None, *, exact: bool = False) -> IntegerNetwork:
     """The integer network of a trained low-bit net for images of `image_size`.
 

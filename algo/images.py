@@ -73,15 +73,16 @@ def batches(
     seed: int | None = None,
     shift: int = 0,
     flip: bool = False,
+    count: int | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of (float32 codes (N, channels, H, W) in channels_last memory, int64 labels).
 
     With a `seed` the order is shuffled, the last partial batch is dropped, and images are moved
-    by up to `shift` pixels (zero border) and mirrored at random: all from that seed alone. Without
-    one, the images come in order and whole.
+    by up to `shift` pixels (zero border) and mirrored at random: all from that seed alone; `count`
+    takes only so many of the shuffled images. Without a seed, the images come in order and whole.
     """
     rng = None if seed is None else np.random.default_rng(seed)
-    order = np.arange(len(images)) if rng is None else rng.permutation(len(images))
+    order = np.arange(len(images)) if rng is None else rng.permutation(len(images))[:count]
     end = len(order) if rng is None or len(order) < batch else len(order) // batch * batch
     height, width = images.shape[2:]
     for start in range(0, end, batch):

@@ -180,9 +180,13 @@ class UniformWeight(nn.Module):
         return Format(Kind.INT, self.bits)
 
     @torch.no_grad()
+    def peak(self) -> torch.Tensor:
+        """(O,) largest magnitude of each output channel."""
+        return self.weight.flatten(1).abs().amax(1).clamp_min(1e-12)
+
     def _step(self) -> torch.Tensor:
-        peak = self.weight.flatten(1).abs().amax(1).clamp_min(1e-12)
-        return (peak / (2 ** (self.bits - 1) - 1)).view(-1, *(1,) * (self.weight.ndim - 1))
+        step = self.peak() / (2 ** (self.bits - 1) - 1)
+        return step.view(-1, *(1,) * (self.weight.ndim - 1))
 
     def forward(self) -> torch.Tensor:
         with torch.no_grad():

@@ -1,10 +1,10 @@
 """The training loop: seeded, resumable after every epoch, the same for float and low-bit nets."""
 
-import math
+import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ class Recipe:
         tau, tau_schedule: temperature from, to (see `schedule.temperature`).
         shift, flip: augmentation: shift in pixels of a 32-pixel image, and mirroring.
         calibration: images whose statistics replace those of batch norm at the end, with W_q.
+        images: how many of the training images one epoch takes (another draw each time), or None
+            for all: short epochs save the state more often.
         seed: of the order, the augmentation and torch.
 
     Raises:
@@ -41,11 +43,12 @@ class Recipe:
     weight_decay: float = 5e-4
     optimizer: str = "sgd"
     schedule: str = "one-cycle"
-    tau: tuple[float, float] = (0.1, 0.01)
+    tau: tuple[float, float] = (0.1, 0.003)
     tau_schedule: str = "rate"
     shift: int = 2
     flip: bool = True
     calibration: int = 8192
+    images: int | None = None
     seed: int = 1
 
     def __post_init__(self):
@@ -132,15 +135,15 @@ def fit(
 
 def _epoch(net, optimizer, images, labels, recipe, epoch, progress) -> dict:
     net.train()
-    steps = math.ceil(len(images) / recipe.batch)
-    if len(images) >= recipe.batch:
-        steps = len(images) // recipe.batch
+    count = min(recipe.images or len(images), len(images))
+    steps = max(count // recipe.batch, 1)
     total = steps * recipe.epochs
     seed = recipe.seed * 100003 + epoch
     shift = round(recipe.shift * images.shape[-1] / 32)
     feed = batches(
-        images, labels, recipe.batch, channels=net.channels, seed=seed, shift=shift, flip=recipe.flip
-    )
+        images, labels, recipe.batch, channels=net.channels, seed=seed, shift=shift,
+        flip=recipe.flip, count=count,
+    )  # fmt: skip
     if progress:
         from tqdm import tqdm
 
@@ -236,3 +239,59 @@ def accuracy(net, data: Images, size: int, batch: int = 250) -> float:
         right += int((net(x).argmax(1) == y).sum())
     net.train(training)
     return right / len(data)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a JSON file of `Recipe`'s fields; `sizes` is [[image size, epochs], ...].
+
+    Raises:
+        ConfigError: unreadable, or not such fields.
+    """
+    try:
+        fields = json.loads(Path(path).read_text())
+        fields["sizes"] = tuple((int(size), int(epochs)) for size, epochs in fields["sizes"])
+        if "tau" in fields:
+            fields["tau"] = tuple(fields["tau"])
+        return Recipe(**fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"recipe {path}: {error}; it is a JSON object of Recipe's fields, with at least "
+            '"sizes": [[image size, epochs], ...]'
+        ) from error
+
+
+def main(args) -> int:
+    """`seriatim train`: the whole recipe for one net, resumable; prints where the result lies."""
+    from seriatim.algo import recipes, trained
+
+    config = trained.check(args.net, args.quant, args.w, args.a, args.first_last)
+    wanted = getattr(args, "recipe", None)
+    recipe = read_recipe(wanted) if wanted else recipes.SLB[args.net]
+    if args.seed:
+        recipe = replace(recipe, seed=args.seed)
+    image, epochs = args.image, args.epochs
+    if epochs is not None:
+        recipe = replace(recipe, sizes=((image or recipe.sizes[-1][0], epochs),))
+    elif image:
+        recipe = replace(recipe, sizes=(*recipe.sizes[:-1], (image, recipe.sizes[-1][1])))
+    torch.set_num_threads(getattr(args, "threads", None) or torch.get_num_threads())
+    folder = getattr(args, "data", None)
+    metadata = trained.produce(
+        args.net, args.quant, config.weight_bits, config.act_bits, config.first_last,
+        out=Path(args.out) if args.out else None, recipe=recipe,
+        dataset=getattr(args, "dataset", None), data_folder=Path(folder) if folder else None,
+        reference=getattr(args, "reference", False), command=command_of(args),
+    )  # fmt: skip
+    print(f"{metadata.net} W{metadata.w}A{metadata.a}: {metadata.accuracy:.2%} of "
+          f"{metadata.test_images} held-out images, integer network")  # fmt: skip
+    return 0
+
+
+def command_of(args) -> str:
+    """The command line that repeats this run."""
+    text = f"seriatim train --net {args.net} --quant {args.quant} --w {args.w} --a {args.a}"
+    for name in ("first_last", "image", "epochs", "recipe", "dataset"):
+        value = getattr(args, name, None)
+        if value is not None:
+            text += f" --{name.replace('_', '-')} {value}"
+    return text + (f" --seed {args.seed}" if args.seed else "")

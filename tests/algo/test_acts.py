@@ -1,0 +1,77 @@
+import pytest
+import torch
+from seriatim.algo.acts import Activation, Codes
+from seriatim.errors import ConfigError
+from seriatim.formats import Format, Kind
+
+SEED = 3
+
+
+def test_rounds_half_up_and_clips():
+    act = Activation(2)
+    act.started.fill_(True)
+    y = torch.tensor([-1.0, 0.49, 0.5, 1.5, 2.5, 2.49, 9.0])
+    assert act(y).tensor.tolist() == [0, 0, 1, 2, 3, 2, 3]
+    signed = Activation(8, signed=True)
+    signed.started.fill_(True)
+    assert signed(torch.tensor([-200.0, -1.5, -0.5, 127.6])).tensor.tolist() == [-128, -1, 0, 127]
+
+
+@pytest.mark.parametrize("bits, signed", [(1, False), (4, False), (8, False), (8, True)])
+def test_gradients_are_those_of_lsq(bits, signed):
+    """The gradient of s in y -> s * code is code - y / s inside and the bound outside (LSQ, eq. 3)."""
+    torch.manual_seed(SEED)
+    act = Activation(bits, signed).double()
+    act.started.fill_(True)
+    with torch.no_grad():
+        act.log_scale.fill_(-1.3)
+    y = (torch.randn(400, dtype=torch.float64) * 2**bits / 4).requires_grad_()
+    codes = act(y)
+    grad = torch.randn_like(y)
+    codes.real().backward(grad)
+    s, lo, hi = act.scale.item(), act.format.lo, act.format.hi
+    ratio = y.detach() / s
+    inside = (ratio > lo - 0.5) & (ratio < hi + 0.5)
+    assert y.grad.allclose(grad * inside)
+    slope = torch.where(inside, torch.floor(ratio + 0.5) - ratio, ratio.clamp(lo, hi))
+    expected = (grad * slope).sum() * s / (400 * hi) ** 0.5
+    assert act.log_scale.grad.allclose(expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_starts_near_the_best_step(bits):
+    torch.manual_seed(SEED)
+    act = Activation(bits)
+    y = torch.randn(20000)
+    codes = act.train()(y)
+    assert act.started
+    error = (codes.real() - y.clamp_min(0)).square().mean()
+    for factor in (0.7, 1.4):
+        with torch.no_grad():
+            step = act.scale * factor
+            other = torch.floor(y / step + 0.5).clamp(0, act.format.hi) * step
+        assert error <= (other - y.clamp_min(0)).square().mean()
+
+
+def test_calibrated_scale_follows_the_data():
+    torch.manual_seed(SEED)
+    act = Activation(8, learned=False, momentum=0.5).train()
+    for _ in range(30):
+        act(torch.rand(5000) * 4)
+    assert abs(act.scale.item() - 4 / 255) < 0.02 * 4 / 255
+    assert not act.log_scale.requires_grad
+
+
+def test_a_reader_takes_the_top_planes():
+    stored = Codes(torch.arange(256.0, requires_grad=True), torch.ones(()), Format(Kind.UINT, 8))
+    read = stored.read(3)
+    assert read.tolist() == [code >> 5 for code in range(256)]
+    read.sum().backward()
+    assert (stored.tensor.grad == 2**-5).all()
+    assert stored.read(8) is stored.tensor
+
+
+@pytest.mark.parametrize("bits", [0, 9])
+def test_refuses_other_widths(bits):
+    with pytest.raises(ConfigError, match=f"{bits} bits: choose 1 to 8"):
+        Activation(bits)
