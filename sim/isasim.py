@@ -205,9 +205,11 @@ class Machine:
         for g in range(ng):
             if act is None or f["sg"]:
                 at = self._in("ACT", words + g * f["sg"] + np.arange(a_bits).reshape(-1, 1, 1, 1, 1), c.act_words)
-                act = plane_values(self.act[at], kinds[0])  # (p, kh, kw, c, M, K)
-                if kinds[0] is Kind.BIPOLAR:
-                    act = act * self.valid[at[0]][..., None]
+                if kinds[0] is Kind.BIPOLAR:  # each plane is -1 or +1, or 0 where its word is invalid
+                    signs = (2.0 * self.act[at] - 1) * self.valid[at][..., None]
+                    act = np.tensordot(2.0 ** np.arange(a_bits - 1, -1, -1), signs, axes=1)
+                else:
+                    act = plane_values(self.act[at], kinds[0])  # (p, kh, kw, c, M, K)
                 act = act.reshape(positions, -1, c.m, c.k).transpose(0, 2, 1, 3).reshape(positions * c.m, -1)
             at = f["wgt_base"] + g * f["wgt_g"] + tap + np.arange(w_bits).reshape(-1, 1, 1)
             wgt = plane_values(self.wgt[self._in("WGT", at, c.wgt_words)], kinds[1])  # (tap, c, N, K)

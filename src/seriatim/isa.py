@@ -131,7 +131,8 @@ class Instr:
 
 _RING = (
     Field("ring_base", 16, "First word of the ring that row addresses wrap in."),
-    Field("ring_words", 16, "Size of the ring: row addresses from ring_base + ring_words on have ring_words taken off. 0: none."),
+    Field("ring_words", 16, "Size of the ring: row addresses from ring_base + ring_words on have ring_words taken off, once, so "
+          "that no pitch of rows may be larger. 0: none."),
 )
 _DMA = (
     Field("dram", 32, "Byte address of the first beat; a multiple of the beat."),

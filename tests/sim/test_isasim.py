@@ -65,11 +65,12 @@ def test_conv_is_the_sum_of_products(a_kind, w_kind):
                                 at = 20 + p // 2 * 20 + r * 20  # at most twice past the end of the ring
                                 at = (at - 60 if at >= 70 else at) + p % 2 * 4 + t * 4 + c * 3
                                 w = 5 + g * 16 + (r * 2 + t) * 4 + c * 2
-                                if a_kind == Kind.BIPOLAR and not m.valid[at, row]:
-                                    continue
                                 for lane in range(32):
-                                    total += (code(m.act[at:at + 3, row, lane], a_kind)
-                                              * code(m.wgt[w:w + 2, column, lane], w_kind))
+                                    bits = m.act[at:at + 3, row, lane]
+                                    act = code(bits, a_kind)
+                                    if a_kind == Kind.BIPOLAR:  # an invalid word adds nothing, whatever its plane
+                                        act = sum((2 * int(bits[j]) - 1) * int(m.valid[at + j, row]) << 2 - j for j in range(3))
+                                    total += act * code(m.wgt[w:w + 2, column, lane], w_kind)
                     assert m.psum[(p * 2 + g) * 2 + row, column] == total
 
 
