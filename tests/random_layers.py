@@ -82,8 +82,8 @@ def _tensor(t: ir.Tensor) -> str:
 # Drawing
 
 def draw(seed: int) -> Case:
-    """The layer of `seed`. What the contract does not allow (accumulators beyond 32 bits, an empty output), and layers whose windows
-    all see nothing but padding, are drawn again."""
+    """The layer of `seed`. What the contract does not allow (accumulators beyond 32 bits, an empty output), and layers whose
+    windows all see nothing but padding, are drawn again."""
     geometry = list(GEOMETRIES)[seed % len(GEOMETRIES)]
     rng = np.random.default_rng([seed, 0x5E51A])
     while True:

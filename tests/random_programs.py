@@ -110,11 +110,12 @@ def _dump() -> list[tuple[str, dict]]:
     return found
 
 
-def _ring(rng, base: int) -> dict:
+def _ring(rng, base: int, *pitches: int) -> dict:
+    """A ring that no step from row to row leaps over, or none."""
     if rng.random() < 0.6:
         return {}
     first = int(rng.integers(max(0, base - 150), base + 1))
-    return dict(ring_base=first, ring_words=int(rng.integers(max(1, base - first - 8), base - first + 150)))
+    return dict(ring_base=first, ring_words=int(rng.integers(max(1, base - first - 8, *pitches), base - first + 150)))
 
 
 def _pitch(rng, most: int) -> int:
@@ -136,18 +137,19 @@ def _load(rng) -> tuple[str, dict]:
         return "LOAD", dict(buffer=buffer, base=base, dram=dram + int(rng.integers(0, 10)) * step, words=int(rng.integers(1, 5)))
     base = int(rng.integers(0, 40 if buffer is Buffer.RES else 400))
     fields = dict(buffer=buffer, dram=int(rng.integers(READ[0] + 0x800, READ[1] - 0x800)) // 4 * 4, base=base,
-                  slice_pitch=_pitch(rng, 200), ny=int(rng.integers(1, 4)), y_pitch=_pitch(rng, 60), nx=int(rng.integers(1, 4)), x_pitch=_pitch(rng, 12),
+                  slice_pitch=_pitch(rng, 200), ny=int(rng.integers(1, 4)), y_pitch=_pitch(rng, 60),
+                  nx=int(rng.integers(1, 4)), x_pitch=_pitch(rng, 12),
                   words=int(rng.integers(1, 9)), row_pitch=int(rng.integers(0, 40)))
     if rng.random() < 0.3:  # contiguous rows and segments, which become one burst
         fields |= dict(x_pitch=4 * fields["words"], y_pitch=4 * fields["words"] * fields["nx"])
-    return "LOAD", fields | _slices(rng) | _ring(rng, base)
+    return "LOAD", fields | _slices(rng) | _ring(rng, base, fields["row_pitch"])
 
 
 def _fill(rng) -> tuple[str, dict]:
-    base = int(rng.integers(0, 450))
-    return "FILL", dict(base=base, mask=int(rng.integers(0, 1 << CONFIG.m)), ny=int(rng.integers(1, 4)),
-                        row_pitch=int(rng.integers(0, 60)), words=int(rng.integers(1, 30)), planes=int(rng.integers(1, 17)), code=int(rng.integers(0, 1 << 16)),
-                        valid=int(rng.integers(0, 2))) | _ring(rng, base)
+    base, row_pitch = int(rng.integers(0, 450)), int(rng.integers(0, 60))
+    return "FILL", dict(base=base, mask=int(rng.integers(0, 1 << CONFIG.m)), ny=int(rng.integers(1, 4)), row_pitch=row_pitch,
+                        words=int(rng.integers(1, 30)), planes=int(rng.integers(1, 17)), code=int(rng.integers(0, 1 << 16)),
+                        valid=int(rng.integers(0, 2))) | _ring(rng, base, row_pitch)
 
 
 def _patch(rng) -> tuple[str, dict]:
@@ -179,7 +181,7 @@ def _conv(rng) -> tuple[str, dict]:
               output=int(rng.choice([0, 0, 0, 1, 2])), psum_add=pick(0, 2), psum_base=pick(0, 20), prm_base=pick(0, 20),
               out_base=pick(0, 30), out_planes=pick(1, 17))
     f["shift"] = int(np.clip(_b_bits(f["prm_base"]) - pick(1, 14), 0, 63)) if rng.random() < 0.9 else pick(0, 64)
-    f |= _ring(rng, base)
+    f |= _ring(rng, base, f["sy"], f["skh"])
     if rng.random() < 0.5:
         f |= dict(res_planes=pick(1, 17), res_signed=pick(0, 2), res_base=pick(0, 30), res_pitch=pick(0, 17),
                   m2=pick(-(1 << 31), 1 << 31))
@@ -189,17 +191,18 @@ def _conv(rng) -> tuple[str, dict]:
 
 
 def _pool(rng) -> tuple[str, dict]:
-    base = int(rng.integers(0, 200))
+    base, sy, skh = (int(rng.integers(0, most)) for most in (200, 60, 60))
     return "POOL", dict(
         act_base=base, ny=int(rng.integers(1, 4)), nx=int(rng.integers(1, 4)), ng=int(rng.integers(1, 4)),
-        kh=int(rng.integers(1, 4)), kw=int(rng.integers(1, 4)), sy=int(rng.integers(0, 60)), sx=int(rng.integers(0, 40)), skh=int(rng.integers(0, 60)),
+        kh=int(rng.integers(1, 4)), kw=int(rng.integers(1, 4)), sy=sy, sx=int(rng.integers(0, 40)), skh=skh,
         skw=int(rng.integers(0, 40)), planes=int(rng.integers(1, 17)), is_signed=int(rng.integers(0, 2)),
-        out_base=int(rng.integers(0, 30))) | _ring(rng, base)
+        out_base=int(rng.integers(0, 30))) | _ring(rng, base, sy, skh)
 
 
 def _store(rng) -> tuple[str, dict]:
     fields = dict(dram=int(rng.integers(WRITE[0] + 0x400, DUMP - 0x400)) // 4 * 4, base=int(rng.integers(0, 50)),
-                  ny=int(rng.integers(1, 4)), y_pitch=_pitch(rng, 60), nx=int(rng.integers(1, 4)), x_pitch=_pitch(rng, 20), words=int(rng.integers(1, 12)),
+                  ny=int(rng.integers(1, 4)), y_pitch=_pitch(rng, 60), nx=int(rng.integers(1, 4)), x_pitch=_pitch(rng, 20),
+                  words=int(rng.integers(1, 12)),
                   slice_pitch=_pitch(rng, 100))
     if rng.random() < 0.3:
         fields |= dict(x_pitch=4 * fields["words"], y_pitch=4 * fields["words"] * fields["nx"])
