@@ -71,7 +71,7 @@ class Emitter:
         self.prm_words = sum(u.tiles for u in units)
         total = self.prm_words * len(job.params)
         if self.work.w_bits:
-            most = max(self.work.weights(u, None if self.work.shared else s.words) for u in units for s in self.plan.segments[u.index])
+            most = max(self.work.weights(u, s.words) for u in units for s in self.plan.segments[u.index])
             self.wgt = Cache(builder, Buffer.WGT, self.plan.weight_words, most, config.wgt_word_bytes)
             self.prm = Cache(builder, Buffer.PRM, total, max(u.tiles for u in units), config.prm_word_bytes)
         self.prm_whole = total <= config.prm_words

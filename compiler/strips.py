@@ -172,7 +172,8 @@ class RingStrip(Strip):
         e, plan = self.e, self.e.plan
         if first < beyond:
             mask = (1 << e.config.m) - 1
-            self.fill(e.ring_base + first * self.each, mask, plan.ring_rows, (beyond - first) * self.each, plan.row_words, self.ring)
+            words = (beyond - first) * self.each
+            self.fill(e.ring_base + first * self.each, mask, plan.ring_rows, words, plan.row_words, self.ring)
 
     def at(self, row: int, column: int) -> int:
         plan = self.e.plan

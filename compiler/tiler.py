@@ -255,7 +255,7 @@ class Plan:
         return chunks
 
     def _early(self, columns: int, part: Part) -> list[int]:
-        """Widths of the first row's chunks: each is loaded while the one before it is computed."""
+        """Widths of the first row's chunks: each is loaded in half the time that the one before it is computed."""
         work, config = self.work, self.config
         beats = config.word_bytes // config.axi_bytes * len(self.waves[0])
         steps = max(1, sum(work.steps(unit) for unit in part.units))
@@ -271,7 +271,7 @@ class Plan:
             width = min(width, columns - at)
             widths.append(width)
             at += width
-            width = max(1, min(self.positions, width * steps // max(1, column), columns))
+            width = max(1, min(self.positions, width * steps // max(1, 2 * column), columns))
             if len(widths) > 12:
                 width = self.positions
         return widths
@@ -377,6 +377,10 @@ def _positions(work: Work, config: Config) -> int:
                                f"{have}; make {name} of Config at least {2 * each}")
         return max(1, (have // 2 if half else have) // each)
 
+    tiles = max(u.tiles for u in work.units)
+    if work.w_bits and tiles > config.prm_words:
+        raise CompileError(f"{work.name}: {tiles} column tiles take as many param words, there are {config.prm_words}; make "
+                           "prm_words of Config larger")
     positions = most("out_words", max(work.out_words(u) for u in work.units))
     if work.res_planes:
         positions = min(positions, most("res_words", work.res_planes))
