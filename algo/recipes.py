@@ -4,26 +4,28 @@ from seriatim.algo.train import Recipe
 
 FLOAT = {
     "resnet18": Recipe(((32, 6),), rate=0.05, images=15360),
-    "resnet20": Recipe(((32, 6),), rate=0.1),
-    "digits": Recipe(((8, 60),), batch=64, rate=0.05, shift=0, flip=False, calibration=1437),
+    "resnet20": Recipe(((32, 6),), rate=0.1, images=15360),
+    "digits": Recipe(((8, 60),), batch=64, rate=0.05, shift=0, flip=False),
 }
 """The float net that the low-bit net starts at."""
 
+_ADAM = {"optimizer": "adam", "weight_decay": 0.0}
+
 SLB = {
-    "resnet18": Recipe(
-        ((32, 10), (64, 6)), rate=2e-3, optimizer="adam", weight_decay=0, images=15360
+    "resnet18": (
+        Recipe(((32, 10), (64, 6)), rate=2e-3, images=15360, stop=8, **_ADAM),
+        Recipe(((64, 5),), batch=128, rate=2e-3, images=7680, tau=(0.035, 0.003), **_ADAM),
     ),
-    "resnet20": Recipe(((32, 8),), rate=5e-3, optimizer="adam", weight_decay=0),
-    "digits": Recipe(
-        ((8, 60),), batch=64, rate=5e-3, optimizer="adam", weight_decay=0, shift=0, flip=False,
-        calibration=1437,
+    "resnet20": (Recipe(((32, 8),), batch=128, rate=5e-3, images=15360, **_ADAM),),
+    "digits": (
+        Recipe(((8, 80),), batch=64, rate=5e-3, shift=0, flip=False, calibration=1437, **_ADAM),
     ),
-}  # fmt: skip
-"""SLB, at any widths."""
+}
+"""SLB at any widths: recipes that follow each other."""
 
 ALIKE = {
-    "resnet18": Recipe(((32, 10), (64, 6)), rate=0.02, images=15360),
-    "resnet20": Recipe(((32, 8),), rate=0.05),
-    "digits": Recipe(((8, 60),), batch=64, rate=0.02, shift=0, flip=False),
+    "resnet18": Recipe(((32, 8), (64, 3)), rate=0.02, images=15360),
+    "resnet20": Recipe(((32, 8),), rate=0.05, images=15360),
+    "digits": Recipe(((8, 80),), batch=64, rate=0.02, shift=0, flip=False),
 }
-"""The float reference: the same start and epochs as SLB, without quantisers."""
+"""The float reference: the same start, about as many steps, no quantisers."""

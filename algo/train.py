@@ -29,6 +29,7 @@ class Recipe:
         tau, tau_schedule: temperature from, to (see `schedule.temperature`).
         shift, flip: augmentation: shift in pixels of a 32-pixel image, and mirroring.
         calibration: images whose statistics replace those of batch norm at the end, with W_q.
+        stop: epochs that are really run of the schedule (another recipe goes on), or None.
         images: how many of the training images one epoch takes (another draw each time), or None
             for all: short epochs save the state more often.
         seed: of the order, the augmentation and torch.
@@ -49,6 +50,7 @@ class Recipe:
     flip: bool = True
     calibration: int = 8192
     images: int | None = None
+    stop: int | None = None
     seed: int = 1
 
     def __post_init__(self):
@@ -98,25 +100,28 @@ def fit(
     test: Images | None = None,
     log: Callable[[str], None] = print,
     progress: bool = False,
+    last: bool = True,
 ) -> list[dict]:
     """Train `net` in place; returns one record for each epoch.
 
     With a `path`, the state is saved there after every epoch and a run that finds one of the same
     recipe goes on from it, to the same bits as a run without interruption on the same machine.
-    The last step of a low-bit net is the calibration of its batch norms with W_q; it is left hard.
+    The last step of a low-bit net is the calibration of its batch norms with W_q; it is left hard
+    (not where another recipe follows: `last` False).
 
     Raises:
         CheckpointError: `path` holds another recipe's state or is damaged.
         ConfigError: images that do not fit the net.
     """
     torch.manual_seed(recipe.seed)
+    set_hard(net, False)
     optimizer = make_optimizer(net, recipe)
     history: list[dict] = []
     if path is not None and path.exists():
         history = _resume(net, optimizer, recipe, path)
         log(f"{path}: goes on after epoch {len(history)} of {recipe.epochs}")
     scaled = {}
-    for epoch in range(len(history), recipe.epochs):
+    for epoch in range(len(history), recipe.stop or recipe.epochs):
         size = recipe.size_of(epoch)
         if size not in scaled:
             scaled = {size: resize(data.images, size)}
@@ -127,7 +132,7 @@ def fit(
         log(" ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
         if path is not None:
             save_atomically(_state(net, optimizer, recipe, history), path)
-    if net.quantisation is not None:
+    if net.quantisation is not None and last:
         set_hard(net)
         calibrate(net, data, recipe.sizes[-1][0], recipe.calibration, recipe.seed)
     return history
@@ -266,19 +271,21 @@ def main(args) -> int:
 
     config = trained.check(args.net, args.quant, args.w, args.a, args.first_last)
     wanted = getattr(args, "recipe", None)
-    recipe = read_recipe(wanted) if wanted else recipes.SLB[args.net]
+    stages = (read_recipe(wanted),) if wanted else recipes.SLB[args.net]
     if args.seed:
-        recipe = replace(recipe, seed=args.seed)
+        stages = tuple(replace(stage, seed=args.seed) for stage in stages)
     image, epochs = args.image, args.epochs
+    size = image or stages[-1].sizes[-1][0]
     if epochs is not None:
-        recipe = replace(recipe, sizes=((image or recipe.sizes[-1][0], epochs),))
+        stages = (replace(stages[0], sizes=((size, epochs),), stop=None),)
     elif image:
-        recipe = replace(recipe, sizes=(*recipe.sizes[:-1], (image, recipe.sizes[-1][1])))
+        sizes = (*stages[-1].sizes[:-1], (size, stages[-1].sizes[-1][1]))
+        stages = (*stages[:-1], replace(stages[-1], sizes=sizes))
     torch.set_num_threads(getattr(args, "threads", None) or torch.get_num_threads())
     folder = getattr(args, "data", None)
     metadata = trained.produce(
         args.net, args.quant, config.weight_bits, config.act_bits, config.first_last,
-        out=Path(args.out) if args.out else None, recipe=recipe,
+        out=Path(args.out) if args.out else None, stages=stages,
         dataset=getattr(args, "dataset", None), data_folder=Path(folder) if folder else None,
         reference=getattr(args, "reference", False), command=command_of(args),
     )  # fmt: skip

@@ -136,7 +136,7 @@ def produce(
     *,
     out: Path | None = None,
     folder: Path = CACHE,
-    recipe: Recipe | None = None,
+    stages: tuple[Recipe, ...] | None = None,
     dataset: str | None = None,
     data_folder: Path | None = None,
     reference: bool = False,
@@ -154,19 +154,21 @@ def produce(
     """
     config = check(net, quant, w, a, first_last)
     dataset = dataset or DATASETS[net]
-    recipe = recipe or recipes.SLB[net]
+    stages = stages or recipes.SLB[net]
     name = name_of(net, quant, w, a, first_last)
     out = out or folder / f"{name}.ckpt"
-    size = recipe.sizes[-1][0]
+    size = stages[-1].sizes[-1][0]
     train = data.load(dataset, True, data_folder, size)
     test = data.load(dataset, False, data_folder, size)
     start = folder / f"{net}-float.pt"
     model = train_float(net, recipes.FLOAT[net], train, start, log=log, progress=progress)
     quantize_(model, config)
-    fit(model, train, recipe, folder / f"{name}.pt", log=log, progress=progress)
+    for index, stage in enumerate(stages):
+        path, last = folder / f"{name}.{index}.pt", index == len(stages) - 1
+        fit(model, train, stage, path, log=log, progress=progress, last=last)
     metadata = Metadata(
         net, w, a, quant, first_last, dataset, size, train.classes, command=command,
-        notes={"float": repr(recipes.FLOAT[net]), quant: repr(recipe)},
+        notes={"float": repr(recipes.FLOAT[net]), quant: repr(stages)},
     )  # fmt: skip
     metadata = finish(model, metadata, test, out, log)
     if reference:

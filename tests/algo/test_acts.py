@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from seriatim.algo.acts import Activation, Codes
 from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind

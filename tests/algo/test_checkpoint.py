@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+
 from seriatim.algo import checkpoint
 from seriatim.algo.checkpoint import Metadata, pack_codes, unpack_codes
 from seriatim.algo.export import export_integer

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from seriatim.algo import data
 from seriatim.errors import ConfigError, DataError
 

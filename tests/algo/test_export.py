@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+
 from seriatim.algo.export import agreement, export_integer, prove_network
 from seriatim.algo.layers import SLB, Layer
 from seriatim.algo.nets import build, quantize_, set_hard

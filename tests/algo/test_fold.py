@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from seriatim.algo.fold import Folded, Tail, fold, prove, refine
 from seriatim.errors import CompileError
 from seriatim.sim.requant import requant

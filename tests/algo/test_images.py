@@ -4,6 +4,7 @@ from math import floor
 import numpy as np
 import pytest
 import torch
+
 from seriatim.algo.images import batches, resize, to_channels
 from seriatim.errors import ConfigError
 

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+
 from seriatim.algo import ops  # noqa: F401  registers the operators
 from seriatim.errors import ConfigError
 from seriatim.sim.requant import requant as numpy_requant

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from seriatim.algo import schedule
 from seriatim.errors import ConfigError
 

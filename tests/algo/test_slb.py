@@ -2,8 +2,15 @@ import math
 
 import pytest
 import torch
+
 from seriatim.algo.slb import (
-    SLBWeight, UniformWeight, gap_bound, level_values, levels, logits_for, normalise,
+    SLBWeight,
+    UniformWeight,
+    gap_bound,
+    level_values,
+    levels,
+    logits_for,
+    normalise,
 )  # fmt: skip
 from seriatim.errors import ConfigError
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from seriatim.algo import train, trained
 from seriatim.algo.data import Images, digits
 from seriatim.algo.layers import SLB
