@@ -92,8 +92,7 @@ class Job:
         from seriatim.compiler.driver import compile_network
 
         example = torch.zeros(self.images.shape, dtype=torch.int32)
-        return compile_network(self.network, example, config, lambda region, config: generate(region, config).to_bytes(),
-                               metadata=dataclasses.asdict(self.metadata))
+        return compile_network(self.network, example, config, generate, metadata=dataclasses.asdict(self.metadata))
 
 
 def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool]:
