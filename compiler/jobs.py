@@ -188,10 +188,14 @@ def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int
         lanes = kh * kw * inputs
         words = -(-lanes // config.k)
         units = _units(outputs, config, lambda first, beyond: (0, words))
-        positions = _patch_positions(layer.x, y, x, config)
+        kernel_rows, columns = kh, x
+
+        def fits(first, beyond):
+            return kernel_rows * seg_bytes(layer.x, columns, first, beyond - first, config) <= config.line_bytes
+
         y, x = (Axis(axis.out, axis.out, 1, 1, 1, 0) for axis in (y, x))
         work = Work(layer.name, shape_in[0], y, x, IMAGE_PLANES, layer.x_read.bits, 1, units, out_words,
-                    patch_words=words * IMAGE_PLANES, patch_positions=positions)
+                    patch_words=words * IMAGE_PLANES, patch_fits=fits)
         safe = layer.x_read.kind is not Kind.BIPOLAR
     else:
         lanes = layer.x.shape[1]
@@ -255,7 +259,7 @@ def _max_job(layer: ir.MaxPool, config: Config, tail_zero) -> Job:
     y, x = _axes(layer, (n, h, w), (n, oh, ow))
     bits, words = layer.x.format.bits, layout.channel_words(c, config)
     most = max(1, config.out_words // 2 // bits)
-    cuts = tiler._even(words, -(-words // most))
+    cuts = tiler.even(words, -(-words // most))
     units = tuple(Unit(i, a, b - a, a, b) for i, (a, b) in enumerate(cuts))
     work = Work(layer.name, n, y, x, bits, bits, 0, units, lambda unit: unit.tiles * bits)
     job = Job(layer, work, layer.x, (n, h, w), (n, oh, ow), kind="max")
@@ -297,25 +301,12 @@ def _params(layer, job: Job, sums: np.ndarray) -> None:
     job.tail_zero = q.lo <= 0 <= q.hi
 
 
-def _patch_positions(x: ir.Tensor, y_axis: Axis, x_axis: Axis, config: Config) -> int:
-    """Most positions of a PATCH, by the line memory."""
-    most = 0
-    for positions in range(1, x_axis.out + 1):
-        if y_axis.kernel * seg_bytes(x, x_axis, 0, positions, config, anywhere=True) > config.line_bytes:
-            break
-        most = positions
-    return most
-
-
-def seg_bytes(x: ir.Tensor, axis: Axis, first: int, positions: int, config: Config, anywhere: bool = False) -> int:
-    """Line memory bytes of an image row that positions from `first` see; `anywhere`: at the worst alignment."""
-    channels, beat = x.shape[1], config.axi_bytes
-    columns = (positions - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1
-    if anywhere:
-        size = columns * channels + 2 * (beat - 1)
-    else:
-        start = (first * axis.stride - axis.before) * channels
-        size = -(-(start + columns * channels) // beat) * beat - start // beat * beat
+def seg_bytes(x: ir.Tensor, axis: Axis, first: int, positions: int, config: Config) -> int:
+    """Line memory bytes of an image row that positions from `first` see, were there no edges."""
+    beat = config.axi_bytes
+    start = (first * axis.stride - axis.before) * x.shape[1]
+    end = start + ((positions - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1) * x.shape[1]
+    size = -(-end // beat) * beat - start // beat * beat
     return -(-size // 64) * 64
 
 

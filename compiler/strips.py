@@ -245,39 +245,43 @@ class TileStrip(Strip):
 
 
 class PatchStrip(Strip):
-    """Patches of an image: a chunk's stay until the next chunk's come."""
+    """Patches of an image: those of some columns stay until the next columns' come."""
 
     def open(self, first: bool) -> None:
-        self.chunk, self.base = None, 0
+        self.loaded, self.base = None, 0
 
     def need(self, unit: Unit, segment: Segment, chunk: Chunk):
         e, work = self.e, self.e.work
         nx = chunk.x1 - chunk.x0
-        if (chunk.y0, chunk.x0, chunk.x1) != self.chunk:
-            self.chunk = chunk.y0, chunk.x0, chunk.x1
-            self.load(chunk, nx)
-        fields = dict(act_base=self.base + segment.c0 * work.planes + e.job.a_skip, ny=1, nx=nx, kh=1, kw=1,
+        a, b = chunk.x0, chunk.x1
+        if not chunk.early:
+            a, b = next((a, b) for a, b in e.plan.patches(self.columns) if b > chunk.x0)
+        if (chunk.y0, a, b) != self.loaded:
+            self.loaded = chunk.y0, a, b
+            self.load(chunk.y0, a, b - a)
+        base = self.base + (chunk.x0 - a) * work.patch_words
+        fields = dict(act_base=base + segment.c0 * work.planes + e.job.a_skip, ny=1, nx=nx, kh=1, kw=1,
                       sx=work.patch_words if nx > 1 else 0)
-        return fields, [(self.base, self.base + nx * work.patch_words)]
+        return fields, [(base, base + nx * work.patch_words)]
 
-    def load(self, chunk: Chunk, nx: int) -> None:
+    def load(self, y: int, x0: int, nx: int) -> None:
         e, layer, view, config = self.e, self.e.job.layer, self.e.x, self.e.config
         words = nx * e.work.patch_words
         self.base = e.builder.allocate(Buffer.ACT, words)
         channels = view.tensor.shape[1]
         axis = Axis(e.work.x.out, view.columns, layer.kernel[1], layer.stride[1], layer.dilation[1], layer.padding[1])
-        seg = seg_bytes(view.tensor, axis, chunk.x0, nx, config)
+        seg = seg_bytes(view.tensor, axis, x0, nx, config)
 
         def row(band):
-            return (band.first + chunk.y0) * layer.stride[0] - layer.padding[0]
+            return (band.first + y) * layer.stride[0] - layer.padding[0]
 
         def key(band):
-            return band.image if band.rows > chunk.y0 else None
+            return band.image if band.rows > y else None
 
         for first, slices, pitch, image in runs(self.wave, key, row):
             fields = dict(dram=view.at(image, 0, 0), base=self.base, slice=first, slices=slices, y_pitch=view.row_pitch,
                           height=view.rows, width=view.columns, channels=channels, y0=row(self.wave[first]), y_step=pitch,
-                          x0=chunk.x0 * layer.stride[1] - layer.padding[1], nx=nx, kh=layer.kernel[0], kw=layer.kernel[1],
+                          x0=x0 * layer.stride[1] - layer.padding[1], nx=nx, kh=layer.kernel[0], kw=layer.kernel[1],
                           sw=layer.stride[1], dh=layer.dilation[0], dw=layer.dilation[1], code=e.job.pad, seg_bytes=seg)
             e.builder.load(Buffer.ACT, "PATCH", fields, [(self.base, self.base + words)], slices * words, e.after_x)
 

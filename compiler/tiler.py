@@ -140,7 +140,8 @@ class Work:
     Members
     -------
     images : of the batch. y, x : the window.
-    planes : words of one channel word and column in the act buffer (0: patches of `patch_words` words a position).
+    planes : words of one channel word and column in the act buffer.
+    patch_words : act words of a position's patch, 0: none. patch_fits(x0, x1): the line memory holds what these columns see.
     a_bits, w_bits : planes that are multiplied (w_bits 0: a max pool, which has neither weights nor params).
     units : the outputs.
     each_weight : words of a column tile, tap and channel word in the wgt buffer; all taps share one word if `shared`.
@@ -160,7 +161,7 @@ class Work:
     res_planes: int = 0
     shared: bool = False
     patch_words: int = 0
-    patch_positions: int = 0
+    patch_fits: Callable[[int, int], bool] | None = None
 
     @property
     def taps(self) -> int:
@@ -196,6 +197,7 @@ class Plan:
     row_words: int = 0
     resident: bool = True
     tile_rows: int = 1
+    patch_positions: int = 0
 
     @property
     def ring_words(self) -> int:
@@ -242,20 +244,24 @@ class Plan:
         elif self.mode != "ring":
             rows = min(rows, 1)
         while y < y1:
-            if rows:
+            if rows and self.mode != "patch":
                 chunks.append(Chunk(y, min(y + rows, y1), 0, columns))
                 y += rows
                 continue
-            count = -(-columns // most)
-            edges = [columns * i // count for i in range(count + 1)]
-            chunks += [Chunk(y, y + 1, a, b) for a, b in zip(edges, edges[1:])]
+            for a, b in self.patches(columns) if self.mode == "patch" else ((0, columns),):
+                chunks += [Chunk(y, y + 1, a + c, a + d) for c, d in even(b - a, -(-(b - a) // most))]
             y += 1
         if last:
             chunks += self._late(chunks.pop(), part)
         return chunks
 
+    def patches(self, columns: int) -> tuple[tuple[int, int], ...]:
+        """Columns of a row's patches that are built together."""
+        return even(columns, -(-columns // self.patch_positions))
+
     def _early(self, columns: int, part: Part) -> list[int]:
-        """Widths of the first row's chunks: each is loaded in half the time that the one before it is computed."""
+        """Widths of the first row's chunks: each is loaded in half the time that the one before it is
+        computed, if it can be."""
         work, config = self.work, self.config
         beats = config.word_bytes // config.axi_bytes * len(self.waves[0])
         steps = max(1, sum(work.steps(unit) for unit in part.units))
@@ -265,15 +271,16 @@ class Plan:
             column, reach = work.patch_words * len(self.waves[0]), 1
         else:
             column, reach = beats * work.y.extent * (part.c1 - part.c0) * work.planes * work.x.move, work.x.extent
-        width = min(self.positions, columns, max(1, (FIRST_LOAD_BEATS - beats * reach) // max(1, column)))
+        most = min(self.positions, columns)
+        width = min(most, max(1, (FIRST_LOAD_BEATS - beats * reach) // max(1, column)))
         widths, at = [], 0
         while at < columns:
             width = min(width, columns - at)
+            while self.mode == "patch" and not work.patch_fits(at, at + width):
+                width -= 1
             widths.append(width)
             at += width
-            width = max(1, min(self.positions, width * steps // max(1, 2 * column), columns))
-            if len(widths) > 12:
-                width = self.positions
+            width = min(most, max(2 * width, width * steps // max(1, 2 * column)))
         return widths
 
     def _late(self, chunk: Chunk, part: Part) -> list[Chunk]:
@@ -300,7 +307,7 @@ def bands(images: int, rows: int, config: Config) -> tuple[int, tuple[tuple[Band
     return height, tuple(tuple(every[i:i + config.m]) for i in range(0, len(every), config.m))
 
 
-def _even(size: int, count: int) -> tuple[tuple[int, int], ...]:
+def even(size: int, count: int) -> tuple[tuple[int, int], ...]:
     """0..size in `count` nearly equal ranges."""
     edges = [size * i // count for i in range(count + 1)]
     return tuple(zip(edges, edges[1:]))
@@ -321,7 +328,7 @@ def split(rows: int, columns: int, words: int, fits: Callable[[int, int, int], b
                     best, sizes = count, (r, t, lo)
     if sizes is None:
         return None
-    ranges = [_even(size, -(-size // most)) for size, most in zip((rows, columns, words), sizes)]
+    ranges = [even(size, -(-size // most)) for size, most in zip((rows, columns, words), sizes)]
     return tuple(Segment(*r, *t, *c) for c in ranges[2] for r in ranges[0] for t in ranges[1])
 
 
@@ -394,7 +401,7 @@ def _ring(work: Work, config: Config, height: int, waves: int, parts, double: bo
     want = min(held, work.y.extent + work.y.move) if double else work.y.extent
     strips, alone = len(parts) > 1, waves == 1 and len(parts) == 1
     for count in range(1, work.x.out + 1):
-        tiles = _even(work.x.out, count)
+        tiles = even(work.x.out, count)
         width = max(b - a for a, b in tiles)
         if not narrow and count > 1 and work.x.held(width) > 1.5 * width * work.x.move:
             return None  # too much halo: fewer channel words are better
@@ -454,15 +461,18 @@ def _tile_rows(base: Plan) -> int:
 
 
 def _patches(work: Work, config: Config, height, waves, positions) -> Plan:
-    if work.patch_positions < 1:
+    if not work.patch_fits(0, 1):
         raise CompileError(f"{work.name}: the patch of one position needs more than the {config.line_bytes} bytes of a line "
                            "memory; make line_bytes of Config larger, or the kernel smaller")
     if work.patch_words > config.act_words:
         raise CompileError(f"{work.name}: the patch of one position takes {work.patch_words} act words, the buffer has "
                            f"{config.act_words}; make act_words of Config larger, or the kernel smaller")
-    positions = min(positions, work.patch_positions, max(1, config.act_words // 3 // work.patch_words))
+    together = min(work.x.out, max(1, config.act_words // 3 // work.patch_words))
+    while not all(work.patch_fits(a, b) for a, b in even(work.x.out, -(-work.x.out // together))):
+        together -= 1
     parts = (Part(0, max(u.c1 for u in work.units), work.units),)
-    return _weights(Plan(work, config, "patch", height, waves, parts, ((0, work.x.out),), positions, {}))
+    base = Plan(work, config, "patch", height, waves, parts, ((0, work.x.out),), positions, {}, patch_positions=together)
+    return _weights(base)
 
 
 def _tiles(work: Work, config: Config, height, waves, positions) -> Plan:
