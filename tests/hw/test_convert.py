@@ -67,3 +67,20 @@ def test_name_clash_is_refused():
 def test_yosys_failure_is_a_tool_error():
     with pytest.raises(ToolError, match="yosys could not write Verilog"):
         convert._yosys("read_rtlil <<rtlil\nmodule \\broken\nrtlil\n")
+
+
+def test_sign_extensions_are_replications():
+    class Extend(wiring.Component):
+        a: In(8)
+        b: Out(32)
+
+        def elaborate(self, platform):
+            m = Module()
+            m.d.comb += self.b.eq((-self.a.as_signed()).as_signed())
+            return m
+
+    text = convert.to_verilog(Extend(), "extend", convert.SIM)
+    assert re.search(r"\{ \{2\d\{ [^{}]+\[\d\] \}\}, [^{},]+\}", text), text
+    replicate = lambda text: re.sub(r"\{([^{}]*,[^{}]*)\}", convert._replicate, text)  # noqa: E731  (one line says it)
+    assert replicate("{ a[3], a[3], a[3], a[3:2], b, b }") == "{ {3{ a[3] }}, a[3:2], b, b }"
+    assert replicate("{ a, b, b, c }") == "{ a, b, b, c }"
