@@ -77,12 +77,14 @@ def generate(region: ir.Region, config: Config) -> Compiled:
     limit = memory.size
     builder = schedule.Builder(config)
     written: dict[str, int] = {}
-    firsts, notes = [], []
+    firsts, loads, notes = [], [], []
     for index, job in enumerate(jobs):
         firsts.append(builder.executes)
+        loads.append(builder.loads)
         if index < config.marks:
             builder.execute("MARK", dict(layer=index), {}, None, 0)
-        written[job.layer.out.name] = Emitter(builder, job, places, written, builder.elapsed(firsts[-2]) if index else 0).emit()
+        loaded = builder.elapsed(firsts[-2]) + builder.load_cycles(loads[-2]) if index else 0
+        written[job.layer.out.name] = Emitter(builder, job, places, written, loaded).emit()
     if len(jobs) > config.marks > 0:
         last = jobs[config.marks - 1].layer.name
         notes.append(f"{len(jobs)} layers, {config.marks} rows of counters: layers from {last} on share one")

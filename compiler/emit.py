@@ -58,8 +58,8 @@ class Cache:
 class Emitter:
     """Writes one layer's instructions."""
 
-    def __init__(self, builder: schedule.Builder, job: Job, places: dict[str, Place], written: dict[str, int], start: int):
-        """`written`: the last store of each tensor. `start`: the cycle at which the layer before started."""
+    def __init__(self, builder: schedule.Builder, job: Job, places: dict[str, Place], written: dict[str, int], loaded: int):
+        """`written`: the last store of each tensor. `loaded`: cycle, by `Builder.elapsed`, at which the loads so far are done."""
         self.builder, self.config, self.job, self.plan, self.work = builder, builder.config, job, job.plan, job.work
         self.x = self._view(places[job.x.name], job.shape_in)
         self.out = self._view(places[job.layer.out.name], job.shape_out)
@@ -81,7 +81,7 @@ class Emitter:
         self.right = None
         self.fixed = len(self.plan.x_tiles) == 1 and len({p.c1 - p.c0 for p in self.plan.parts}) == 1
         self.store_at = -1
-        self.start = start
+        self.loaded = loaded
         self.out_slot = 0
 
     def _view(self, place: Place, shape) -> View:
@@ -116,7 +116,7 @@ class Emitter:
             for index in range(len(self.job.params) if self.prm_whole else 1):
                 self._params(unit, index)
             if self.plan.resident and self.plan.mode != "tile" and not self.work.shared:
-                done = self.start + schedule.dma_cycles(self.config, 1, self.prm_words * self.config.prm_word_bytes)
+                done = self.loaded + schedule.dma_cycles(self.config, 1, self.prm_words * self.config.prm_word_bytes)
                 for unit in part.units[1:]:
                     words = self.work.weights(unit)
                     cycles = schedule.dma_cycles(self.config, 1, words * self.config.wgt_word_bytes)

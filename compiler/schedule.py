@@ -83,6 +83,10 @@ class Builder:
         return len(self.queues[Queue.EXEC])
 
     @property
+    def loads(self) -> int:
+        return len(self.queues[Queue.LOAD])
+
+    @property
     def stores(self) -> int:
         return len(self.queues[Queue.STORE])
 
@@ -108,6 +112,10 @@ class Builder:
         assert words <= slot <= self.config.out_words
         self._out = (self._out + 1) % (self.config.out_words // slot)
         return self._out * slot
+
+    def load_cycles(self, first: int) -> int:
+        """Cycles of the loads from an index on, without stalls."""
+        return sum(op.cycles + START_CYCLES for op in self.queues[Queue.LOAD][first:])
 
     def elapsed(self, execute: int) -> int:
         """Cycles of the executes before that of an index, without stalls."""
