@@ -69,6 +69,23 @@ def test_yosys_failure_is_a_tool_error():
         convert._yosys("read_rtlil <<rtlil\nmodule \\broken\nrtlil\n")
 
 
+def test_registers_that_rest_are_clocked_blocks():
+    class Resting(wiring.Component):
+        def __init__(self):
+            super().__init__({"en": In(1), "x": In(8), "y": Out(8), "z": Out(8)})
+
+        def elaborate(self, platform):
+            m = Module()
+            with m.If(self.en):
+                m.d.sync += [self.y.eq(self.x), self.z[:4].eq(self.x)]
+            return m
+
+    text = convert.to_verilog(Resting(), "resting", convert.SIM)
+    assert "always @*" not in text and re.search(r"if \(en\) begin\s+y\s+<= x;\s+end", text)
+    assert re.search(r"z \[3:0\] <= x\[3:0\]", text)
+    assert "always @*" in convert.to_verilog(Resting(), "resting")
+
+
 def test_sign_extensions_are_replications():
     class Extend(wiring.Component):
         a: In(8)
