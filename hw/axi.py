@@ -1,6 +1,6 @@
 """AXI4 master: bursts from segments, the shared read channel, the write channel."""
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -75,7 +75,8 @@ class Bursts(wiring.Component):
         open_ = Signal()
 
         offset = addr[shift:shift + block]
-        room = BURST - offset
+        room = Signal(block + 1)
+        m.d.comb += room.eq(BURST - offset)
         take = Signal(block + 1)
         whole = Signal()
         m.d.comb += [whole.eq(beats <= room), take.eq(Mux(whole, beats, room))]
@@ -272,7 +273,7 @@ class Writer(wiring.Component):
                 with m.If(self.data.valid | drain):
                     last = sent == lengths[get]
                     m.d.sync += [bus.wvalid.eq(1), bus.wlast.eq(last), sent.eq(sent + 1)]
-                    m.d.sync += bus.wstrb.eq(Mux(drain, 0, C(-1, c.axi_bytes)))
+                    m.d.sync += bus.wstrb.eq(Mux(drain, 0, (1 << c.axi_bytes) - 1))
                     with m.If(~drain):
                         m.d.sync += bus.wdata.eq(self.data.payload)
                     with m.If(last):

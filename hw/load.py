@@ -186,7 +186,7 @@ class Load(wiring.Component):
             m.d.sync += [self.addr.eq(at), part.eq(Mux(to[Buffer.PRM], p_parts - 1, k_parts - 1))]
             with m.If(filling):
                 bit = (code >> plane)[0]
-                m.d.sync += [self.act_we.eq(mask), self.data.eq(bit.replicate(c.k)), self.act_flag.eq(flag)]
+                m.d.sync += [self.act_we.eq(mask), self.data.eq(Mux(bit, (1 << c.k) - 1, 0)), self.act_flag.eq(flag)]
                 m.d.sync += plane.eq(Mux(plane == 0, planes, plane - 1))
             with m.Else():
                 m.d.sync += self.act_flag.eq(1)

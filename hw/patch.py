@@ -237,7 +237,8 @@ class Patch(wiring.Component):
         m.d.comb += [short.eq(left <= CHUNK), count.eq(Mux(short, left, CHUNK)), ahead.eq(row_bytes - at)]
         m.d.comb += lead.eq(Mux(at >= 0, 0, Mux(at <= -CHUNK, CHUNK, (-at)[:4])))
         m.d.comb += tail.eq(Mux(~inside(row) | (ahead <= 0), 0, Mux(ahead >= CHUNK, CHUNK, ahead[:4])))
-        m.d.comb += address.eq((at - from_byte) + offset + Mux(g_half, c.line_bytes, 0))
+        low_bits = len(address)
+        m.d.comb += address.eq(at[:low_bits] - from_byte[:low_bits] + offset + Mux(g_half, c.line_bytes, 0))
         m.d.comb += reading.eq(gathering & ~g_wait)
         last_run, last_row, last_position = short & (t_left == 1), Signal(), Signal()
         m.d.comb += [last_row.eq(last_run & (r_left_ == 1)), last_position.eq(last_row & (x_left == 1))]
@@ -291,7 +292,7 @@ class Patch(wiring.Component):
                 ones = Const((1 << CHUNK) - 1, CHUNK)
                 m.d.comb += [present.eq(~(ones << count_1)), image.eq((ones << lead_1) & ~(ones << tail_1) & present)]
                 for p, plane in enumerate(planes_2):
-                    pad = f.code[PLANES - 1 - p].replicate(CHUNK) & present & ~image
+                    pad = Mux(f.code[PLANES - 1 - p], present & ~image, 0)
                     m.d.sync += plane.eq(Cat(chunk[8 * j + PLANES - 1 - p] for j in range(CHUNK)) & image | pad)
                 m.d.sync += [count_2.eq(count_1), end_2.eq(end_1), slice_2.eq(slice_1)]
 

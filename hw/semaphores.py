@@ -88,8 +88,9 @@ class Semaphores(wiring.Component):
         with m.If(moved != 0):
             for i, count in enumerate(counts):
                 following = Signal(isa.SEM_BITS + 1, name=f"next_{i}")
-                m.d.comb += following.eq(count + given[0][i] + given[1][i] + given[2][i] - sum(t[i] for t in taken))
-                m.d.sync += count.eq(following)
+                with m.If(moved[i]):
+                    m.d.comb += following.eq(count + given[0][i] + given[1][i] + given[2][i] - sum(t[i] for t in taken))
+                    m.d.sync += count.eq(following)
                 with m.If(following[-1]):
                     for unit in range(UNITS):
                         with m.If(given[unit][i]):
