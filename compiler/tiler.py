@@ -271,7 +271,7 @@ class Plan:
             column, reach = work.patch_words * len(self.waves[0]), 1
         else:
             column, reach = beats * work.y.extent * (part.c1 - part.c0) * work.planes * work.x.move, work.x.extent
-        most = min(self.positions, columns)
+        most = min(self.positions, columns, self.patch_positions or columns)
         width = min(most, max(1, (FIRST_LOAD_BEATS - beats * reach) // max(1, column)))
         widths, at = [], 0
         while at < columns:
