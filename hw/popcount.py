@@ -1,31 +1,27 @@
 """Population count, with one body for synthesis and one for simulation."""
 
-from amaranth.hdl import Cat, Instance, Module, unsigned
+from amaranth.hdl import Cat, Const, Instance, Module, Signal, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .convert import POPCOUNT_MODULE, SIM
 
 
-def _compress(bits):
+def _compress(m, bits):
     """Sum of one-bit values by full adders: each column of weight 2^i is reduced to at most two bits, then one adder."""
-    columns = [list(bits)]
-    rows = [[], []]
-    for column in columns:
+    columns, rows = [list(bits)], [[], []]
+    for weight, column in enumerate(columns):
         while len(column) > 2:
             a, b, c, *rest = column
-            if len(columns) == len(rows[0]) + 1:
+            total, carry = Signal(), Signal()  # signals, since an expression would be copied with each use
+            m.d.comb += [total.eq(a ^ b ^ c), carry.eq((a & b) | (c & (a ^ b)))]
+            if len(columns) == weight + 1:
                 columns.append([])
-            column[:] = [*rest, a ^ b ^ c]
-            columns[len(rows[0]) + 1].append((a & b) | (c & (a ^ b)))
+            columns[weight + 1].append(carry)
+            column = [*rest, total]
         for i in range(2):
-            rows[i].append(column[i] if i < len(column) else 0)
-    return _cat(rows[0]) + _cat(rows[1])
-
-
-def _cat(bits):
-    from amaranth.hdl import Const
-    return Cat(bit if not isinstance(bit, int) else Const(bit, 1) for bit in bits)
+            rows[i].append(column[i] if i < len(column) else Const(0, 1))
+    return Cat(rows[0]) + Cat(rows[1])
 
 
 class Popcount(wiring.Component):
@@ -44,5 +40,5 @@ class Popcount(wiring.Component):
         if self.simulation or platform == SIM:
             m.submodules.count = Instance(POPCOUNT_MODULE, p_WIDTH=len(self.i), i_i=self.i, o_o=self.o)
         else:
-            m.d.comb += self.o.eq(_compress(self.i))
+            m.d.comb += self.o.eq(_compress(m, self.i))
         return m

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from seriatim import isa
 from seriatim.config import Config
 from seriatim.csr import Counter
+from seriatim.errors import ToolError
 from seriatim.formats import Kind
 from seriatim.hw.convert import SIM, to_verilog
 from seriatim.hw.execute import Execute
@@ -113,6 +113,34 @@ class Result(ctypes.Structure):
                                              "writes_outside")]
 
 
+def tools() -> bool:
+    """Whether this machine can build."""
+    try:
+        build.compiler(), build.verilator_root()
+    except ToolError:
+        return False
+    return True
+
+
+def verilate(verilog: str, top: str, driver: str, level: str = "-O1") -> ctypes.CDLL:
+    """The library of module `top` and of `driver`, which sees it as Vseriatim; built unless the cache has it."""
+
+    def make(folder: Path):
+        (folder / "top.sv").write_text(verilog)
+        (folder / "driver.cpp").write_text(driver)
+        (folder / "popcount.h").write_text((build.HERE / "popcount.h").read_text())
+        build._verilate(folder, top)
+        root = build.verilator_root() / "include"
+        sources = sorted(folder.glob("Vseriatim*.cpp")) + [folder / "driver.cpp"]
+        (folder / "all.cpp").write_text("".join(f'#include "{source.name}"\n' for source in sources))
+        build.run([build.compiler(), *build.CXX_FLAGS, *build.architecture(), level, f"-I{folder}", f"-I{root}",
+                   f"-I{root / 'vltstd'}", "-include", "popcount.h", "-shared", str(folder / "all.cpp"), *map(str, build._runtime()),
+                   "-o", str(folder / "bench.so")], "the C++ compiler")
+
+    name = hashlib.sha256((verilog + driver + level).encode()).hexdigest()[:24]
+    return ctypes.CDLL(str(build.cached("bench", name, make, None) / "bench.so"))
+
+
 @cache
 def library(config: Config):
     """Execute for `config`, Verilated."""
@@ -126,22 +154,7 @@ def library(config: Config):
         wgt=copies(config.n, "std::memcpy(&t.wgt_data_{i}, word + {i} * KB, KB);"),
         res=copies(config.m, "std::memcpy(&t.res_data_{i}, word + {i} * KB, KB);"),
         prm=copies(config.n, "t.prm_data_{i}_b = pb[{i}]; t.prm_data_{i}_m = pm[{i}];"))
-    verilog = to_verilog(Execute(config), "execute", SIM)
-
-    def make(folder: Path):
-        (folder / "top.sv").write_text(verilog)
-        (folder / "harness.cpp").write_text(driver)
-        (folder / "popcount.h").write_text((build.HERE / "popcount.h").read_text())
-        build._verilate(folder, "execute")
-        include = [f"-I{folder}", f"-I{build.verilator_root() / 'include'}", f"-I{build.verilator_root() / 'include' / 'vltstd'}"]
-        level = os.environ.get("BENCH_OPT", "-O1")
-        sources = sorted(folder.glob("Vseriatim*.cpp")) + [folder / "harness.cpp"]
-        (folder / "all.cpp").write_text("".join(f'#include "{s.name}"\n' for s in sources))
-        build.run([build.compiler(), *build.CXX_FLAGS, *build.architecture(), level, *include, "-include", "popcount.h", "-shared",
-                   str(folder / "all.cpp"), *map(str, build._runtime()), "-o", str(folder / "bench.so")], "the C++ compiler")
-
-    name = hashlib.sha256((verilog + driver + os.environ.get("BENCH_OPT", "")).encode()).hexdigest()[:24]
-    lib = ctypes.CDLL(str(build.cached("bench", name, make, None) / "bench.so"))
+    lib = verilate(to_verilog(Execute(config), "execute", SIM), "execute", driver)
     lib.bench_new.restype = ctypes.c_void_p
     lib.bench_clear.argtypes = [ctypes.c_void_p]
     lib.bench_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, Memories, ctypes.c_uint64, ctypes.c_int,

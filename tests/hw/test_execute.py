@@ -8,9 +8,6 @@ import pytest
 
 from seriatim import isa
 from seriatim.csr import Cause, Counter
-from seriatim.errors import ToolError
-from seriatim.isa import Output
-from seriatim.sim import build
 from seriatim.sim.isasim import Machine
 
 _spec = importlib.util.spec_from_file_location("execute_bench", Path(__file__).parent / "execute_bench.py")
@@ -18,15 +15,7 @@ bench = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(bench)
 
 
-def _tools() -> bool:
-    try:
-        build.compiler(), build.verilator_root()
-    except ToolError:
-        return False
-    return True
-
-
-pytestmark = [pytest.mark.rtl, pytest.mark.skipif(not _tools(), reason="needs verilator and a C++ compiler")]
+pytestmark = [pytest.mark.rtl, pytest.mark.skipif(not bench.tools(), reason="needs verilator and a C++ compiler")]
 SMALL = ["2x4x32", "3x8x32"]
 
 
