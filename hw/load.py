@@ -224,7 +224,8 @@ class Load(wiring.Component):
 
         # Hand over: the back end copies what it needs.
         with m.If(hand_over):
-            m.d.sync += [active.eq(1), back_pc.eq(pc), signal.eq(load.signal), column.eq(columns), filling.eq(~is_load)]
+            m.d.sync += [active.eq(1), back_pc.eq(pc), signal.eq(load.signal), filling.eq(~is_load)]
+            m.d.sync += column.eq(Mux(load.buffer[0], columns, 1))  # PRM, else WGT
             ring = Signal(16)
             start, end = Signal(16), Signal(17)
             m.d.comb += end.eq(Mux(is_load, load.ring_base + load.ring_words, fill.ring_base + fill.ring_words))
