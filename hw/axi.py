@@ -7,8 +7,8 @@ from amaranth.lib.wiring import In, Out
 from seriatim.config import Config
 
 BURST = 64
-"""Most beats of a burst; none crosses an address that is a multiple of so many beats (hence none a 4 KB page). Longer bursts would
-gain nothing, and an instruction fetch would wait longer behind them."""
+"""Most beats of a burst; none crosses an address that is a multiple of so many beats (hence none a 4 KB page). Longer bursts
+would gain nothing, and an instruction fetch would wait longer behind them."""
 
 SEGMENT = data.StructLayout({"addr": 32, "beats": 26})
 """Consecutive beats from a byte address on; at least one."""
@@ -200,8 +200,8 @@ class Reader(wiring.Component):
 class Writer(wiring.Component):
     """The write channel: addresses, data in order, responses.
 
-    Up to `config.outstanding` bursts wait for their responses; a beat a cycle. On `halt` no burst is addressed any more, and those
-    already addressed get their remaining beats with no byte enabled.
+    Up to `config.outstanding` bursts wait for their responses; a beat a cycle. On `halt` no burst is addressed any more, and
+    those already addressed get their remaining beats with no byte enabled.
 
     Members
     -------
