@@ -28,9 +28,10 @@ class Nest(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        loops = ("x", self.nx, self.x_pitch), ("y", self.ny, self.y_pitch), ("s", self.slices, self.slice_pitch)
         levels = [  # innermost first: address of this level's present turn, turns left, turns, pitch
             (Signal(32, name=f"{name}_addr", reset_less=True), Signal(16, name=f"{name}_left", reset_less=True), turns, pitch)
-            for name, turns, pitch in (("x", self.nx, self.x_pitch), ("y", self.ny, self.y_pitch), ("s", self.slices, self.slice_pitch))
+            for name, turns, pitch in loops
         ]
         m.d.comb += [
             self.segment.valid.eq(self.busy),

@@ -140,9 +140,10 @@ class Load(wiring.Component):
                             m.next = "TAKE"
 
         # The burst engine belongs to the patch builder during PATCH, to the nest otherwise.
+        of_patch, of_nest = (unit.segment.payload.as_value() for unit in (patch, nest))
         m.d.comb += [
             bursts.segment.valid.eq(nest.segment.valid | patch.segment.valid),
-            bursts.segment.payload.eq(Mux(patch.segment.valid, patch.segment.payload.as_value(), nest.segment.payload.as_value())),
+            bursts.segment.payload.eq(Mux(patch.segment.valid, of_patch, of_nest)),
             nest.segment.ready.eq(bursts.segment.ready),
             patch.segment.ready.eq(bursts.segment.ready),
         ]

@@ -62,7 +62,7 @@ class Patch(wiring.Component):
         f = data.View(layout("PATCH"), self.word)
         shift = (c.axi_bytes - 1).bit_length()
         too_long, overrun = Signal(), Signal()
-    
+
         def reg(shape, name, **kwargs):
             return Signal(shape, name=name, reset_less=True, **kwargs)
 
@@ -166,13 +166,14 @@ class Patch(wiring.Component):
                 m.d.comb += overrun.eq(wanted & (size > f.seg_bytes))
                 m.d.comb += self.segment.valid.eq(wanted & ~overrun)
                 with m.If(~wanted | (self.segment.valid & self.segment.ready)):
-                    m.d.sync += [f_r.eq(f_r - 1), f_row.eq(f_row + f.dh), f_addr.eq(f_addr + r_pitch), f_count.eq(f_count + wanted)]
+                    m.d.sync += [f_r.eq(f_r - 1), f_row.eq(f_row + f.dh), f_addr.eq(f_addr + r_pitch),
+                                 f_count.eq(f_count + wanted)]
                     with m.If(f_r == 1):
                         m.d.sync += [f_s.eq(f_s - 1), f_top.eq(f_top + f.y_step), f_top_addr.eq(f_top_addr + s_pitch)]
                         m.d.sync += [counted[f_half].eq(f_count + wanted), known.bit_select(f_half, 1).eq(1), f_half.eq(~f_half)]
         with m.If(begin):
-            m.d.sync += [fetching.eq(1), f_half.eq(0), f_r.eq(0), f_s.eq(f.slices), f_top.eq(f.y0), f_top_addr.eq(f.dram + y_addr),
-                         used.eq(0), known.eq(0)]
+            m.d.sync += [fetching.eq(1), f_half.eq(0), f_r.eq(0), f_s.eq(f.slices), f_top.eq(f.y0),
+                         f_top_addr.eq(f.dram + y_addr), used.eq(0), known.eq(0)]
         with m.Elif(claim | free):
             m.d.sync += used.eq(used + claim - free)
 
@@ -303,7 +304,7 @@ class Patch(wiring.Component):
         sum_ = Signal(range(c.k + CHUNK + 1))
         rest = Signal()  # the end of a patch spilled into a word of its own
         emit_left = Signal(range(PLANES + 1))
-        fresh, mask = reg(1, "fresh"), reg(c.m, "mask_2")
+        fresh, mask, emit_mask = reg(1, "fresh"), reg(c.m, "mask_2"), reg(c.m, "emit_mask")
         addr = reg(17, "emit_addr")
         m.d.comb += sum_.eq(fill + count_2)
         emit, room, accept = Signal(), Signal(), Signal()
@@ -331,7 +332,7 @@ class Patch(wiring.Component):
             m.d.sync += [word.eq(0) for word in words]
             m.d.comb += patch_end.eq(1)
         m.d.comb += [self.we.eq((emit_left != 0) & ~self.outside), self.addr.eq(addr), self.data.eq(emitted[0]),
-                     self.mask.eq(e_mask := reg(c.m, "emit_mask"))]
+                     self.mask.eq(emit_mask)]
         beyond_act = Signal()
         m.d.comb += beyond_act.eq((emit_left != 0) & (addr >= c.act_words))
         with m.If((emit_left != 0) & ~self.halt):
@@ -340,7 +341,7 @@ class Patch(wiring.Component):
         with m.If(emit):
             for plane, word, out in zip(planes_2, words, emitted):
                 m.d.sync += out.eq(Mux(rest, word, word | (plane << fill)))
-            m.d.sync += [emit_left.eq(PLANES), e_mask.eq(mask), fresh.eq(0)]
+            m.d.sync += [emit_left.eq(PLANES), emit_mask.eq(mask), fresh.eq(0)]
             with m.If(fresh):
                 m.d.sync += addr.eq(f.base)
             with m.If(patch_end & slice_2):

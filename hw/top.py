@@ -22,7 +22,7 @@ LOAD, EXEC, STORE = 1, 0, 2
 
 
 class Seriatim(wiring.Component):
-    """Fetch, load, execute and store around the buffers; see `seriatim.isa` for what it does and `seriatim.csr` for its registers.
+    """Fetch, load, execute and store around the buffers: `seriatim.isa` says what it does, `seriatim.csr` has its registers.
 
     A start clears every unit and the counters. The machine is done when END was fetched, all queues are empty, all units idle and
     every AXI burst is answered. The first error halts it: bursts in flight are completed (reads swallowed, writes without bytes
@@ -121,7 +121,8 @@ class Seriatim(wiring.Component):
         last_stores = fetch.ended & fetch.exec_empty & ~execute.busy & waiting
         events = {
             Counter.READ_BEATS: reader.beat, Counter.WRITE_BEATS: writer.beat, Counter.ARRAY_STEPS: execute.array_step,
-            Counter.POOL_STEPS: execute.pool_step, Counter.REQUANTS: execute.requant_step, Counter.FETCH_BEATS: reader.fetch_valid,
+            Counter.POOL_STEPS: execute.pool_step, Counter.REQUANTS: execute.requant_step,
+            Counter.FETCH_BEATS: reader.fetch_valid,
         }
         m.d.comb += [
             counters.clear.eq(start), counters.running.eq(running),

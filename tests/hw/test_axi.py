@@ -80,7 +80,9 @@ def test_bursts_cover_the_segments(seed):
         assert beats <= BURST and addr // 4096 == (addr + beats * BYTES - 1) // 4096
 
 
-@pytest.mark.parametrize("addr,beats", [(0x1FC, 1), (0x200 - BYTES, 4), (0x300 - BYTES, 2), (0x300, 1), (0x202, 1), (0xFFFFFFFC, 1)])
+@pytest.mark.parametrize("addr,beats", [
+    (0x1FC, 1), (0x200 - BYTES, 4), (0x300 - BYTES, 2), (0x300, 1), (0x202, 1), (0xFFFFFFFC, 1),
+])
 def test_nothing_outside_the_limits_is_requested(addr, beats):
     got, refused = run_bursts([(0x200, 4), (addr, beats)], base=0x200, limit=0x300, cycles=50)
     assert refused
@@ -122,8 +124,9 @@ def test_semaphores_take_and_give_at_once():
         for _ in range(400):
             takes, gives = [], []
             for unit in range(UNITS):
-                takes.append(int(rng.integers(1 << isa.SEM_COUNT)) & int(rng.integers(1 << isa.SEM_COUNT)) if rng.random() < 0.7 else None)
-                gives.append(int(rng.integers(1 << isa.SEM_COUNT)) & int(rng.integers(1 << isa.SEM_COUNT)) if rng.random() < 0.5 else None)
+                few = [int(np.bitwise_and(*rng.integers(1 << isa.SEM_COUNT, size=2))) for _ in range(2)]
+                takes.append(few[0] if rng.random() < 0.7 else None)
+                gives.append(few[1] if rng.random() < 0.5 else None)
                 ctx.set(dut.take_valid[unit], takes[-1] is not None)
                 ctx.set(dut.take_mask[unit], takes[-1] or 0)
                 ctx.set(dut.give_valid[unit], gives[-1] is not None)
