@@ -1,7 +1,7 @@
 """A layer as the machine computes it: `job_of` folds zero points, residual formats and pools into shapes, weights and params."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Job:
     m2: int = 0
     tail_zero: bool = True
     split: int = 1
-    plan: Plan | None = None
+    plan: Plan = field(init=False)
     weight_at: dict[tuple[int, int], int] = field(default_factory=dict)
     param_at: list[int] = field(default_factory=list)
     weight_bytes: int = 0
@@ -212,10 +212,13 @@ def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int
     job = Job(layer, work, layer.x, shape_in, shape_out, res=res)
     _read_format(layer, job)
     job.w_kind, job.w_bits, codes = _encode(layer.name, w, w_format, zeros or (lanes % config.k != 0 and not safe))
-    job.work = Work(**{**work.__dict__, "w_bits": job.w_bits, "res_planes": res.format.bits if res else 0})
+    job.work = replace(work, w_bits=job.w_bits, res_planes=res.format.bits if res else 0)
     if image:
         codes = codes.transpose(0, 2, 3, 1).reshape(outputs, lanes, 1, 1)
     job.weights = _weights_of(codes, groups, outputs, lanes, config)
+    if layer.x_read.zero:
+        reach = np.abs(w.astype(np.int64)).sum(axis=(1, 2, 3)).max() * layer.x_read.hi
+        _narrow(layer.name, "a sum of codes, zero point apart,", int(reach), INT32)
     _params(layer, job, w.astype(np.int64).sum(axis=(1, 2, 3)))
     return job
 

@@ -11,6 +11,7 @@ instruction when its unit is ready for it.
 
 from bisect import bisect_right
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -314,7 +315,7 @@ def _windows(f, reach: int) -> list[Range]:
     return [(at, at + width) for row in rows for at in wrapped_rows(f, row, f["skh"], f["kh"])]
 
 
-def check(program: bytes, config: Config, tensors: list[Range] = ()) -> None:
+def check(program: bytes, config: Config, tensors: Sequence[Range] = ()) -> None:
     """Proves that a program gives the same result whatever its queues' pace, or raises CompileError.
 
     Run one instruction after the other, it never waits for a token that is not there: so it cannot get stuck, however
