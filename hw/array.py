@@ -31,12 +31,12 @@ class Array(wiring.Component):
 
     An invalid word of bipolar activations adds 0. The sum of products of values is then X, or 2X - R for bipolar weights.
 
-    Exactness: X and R are kept modulo 2^32, and so is the sum of values, which the compiler proves to fit in 32 bits; intermediate
-    results may wrap.
+    Exactness: X and R are kept modulo 2^32, and so is the sum of values, which the compiler proves to fit in 32 bits;
+    intermediate results may wrap.
 
-    Throughput: one step a cycle. Latency: the words are registered, their ones counted, the counts added: a step given in cycle t is
-    in X after cycle t + 2. If it was the last, X and R move to the drain registers at the end of cycle t + 3 (`filled`), from where
-    `row` reads a row, one cycle later.
+    Throughput: one step a cycle. Latency: the words are registered, their ones counted, the counts added: a step given in cycle t
+    is in X after cycle t + 2. If it was the last, X and R move to the drain registers at the end of cycle t + 3 (`filled`), from
+    where `row` reads a row, one cycle later.
 
     Members
     -------

@@ -22,7 +22,8 @@ JOB = wiring.Signature({
     "ng": Out(8),  # column tiles less one
     "give": Out(isa.SEM_COUNT),
     "pc": Out(32),
-    **{f.name: Out(signed(f.bits) if f.signed else f.bits) for f in isa.BY_NAME["CONV"].fields if f.name in JOB_FIELDS},
+    **{f.name: Out(signed(f.bits) if f.signed else f.bits)
+       for f in isa.BY_NAME["CONV"].fields if f.name in JOB_FIELDS},
 })
 """What becomes of an instruction's results."""
 
@@ -32,8 +33,8 @@ WAITS = {Sem.ACT_READY: Counter.STALL_ACT, Sem.WGT_READY: Counter.STALL_WGT, Sem
 
 
 class Dispatch(wiring.Component):
-    """Takes the semaphores of the head instruction while its predecessor still runs, and hands it over as soon as the sequencer is
-    free and the drain has taken the predecessor's job: its first step can then follow the last one without a gap.
+    """Takes the semaphores of the head instruction while its predecessor still runs, and hands it over as soon as the sequencer
+    is free and the drain has taken the predecessor's job: its first step can then follow the last one without a gap.
 
     Members
     -------
@@ -43,7 +44,7 @@ class Dispatch(wiring.Component):
     job_valid, job_ready, job : the instruction that runs, for the drain.
     drain_busy : the drain has a job.
     stop : take nothing.
-    error, error_cause : the head instruction cannot be executed here.
+    error, error_cause : the head instruction cannot be executed here; all before it are done.
     """
 
     def __init__(self, config: Config):
@@ -110,13 +111,14 @@ class Dispatch(wiring.Component):
         m.d.comb += refused.eq(unsupported | illegal)
 
         # Hand over.
-        free = Signal()
+        free, alone = Signal(), Signal()
         m.d.comb += [
             free.eq((~self.running | self.issued) & (~self.job_valid | self.job_ready)),
             self.load.eq(have & free & ~is_mark & ~refused & ~self.stop),
-            self.error.eq(have & free & refused & ~self.stop),
+            alone.eq(~self.running & ~self.job_valid & ~self.drain_busy),
+            self.error.eq(have & ~is_mark & refused & alone & ~self.stop),
             self.error_cause.eq(Mux(unsupported, Cause.UNSUPPORTED, Cause.ILLEGAL_FIELD)),
-            self.mark_valid.eq(taken & is_mark & ~self.running & ~self.job_valid & ~self.drain_busy & ~self.stop),
+            self.mark_valid.eq(taken & is_mark & alone & ~self.stop),
             self.mark_layer.eq(mark.layer),
             self.instr.ready.eq(self.load | (self.mark_valid & self.mark_done)),
             self.mark_give.eq(Mux(self.mark_valid & self.mark_done, conv.signal, 0)),

@@ -208,7 +208,8 @@ class Drain(wiring.Component):
         with m.Elif(self.row_en & row_last):
             m.d.sync += prm_at.eq(Mux(tile_last, job["prm_base"], prm_at + 1))
         for n in range(c.n):
-            lane_m, lane_b = Signal(signed(32), name=f"m_{n}", reset_less=True), Signal(signed(64), name=f"b_{n}", reset_less=True)
+            lane_m = Signal(signed(32), name=f"m_{n}", reset_less=True)
+            lane_b = Signal(signed(64), name=f"b_{n}", reset_less=True)
             with m.If(prm_read):
                 m.d.sync += [lane_m.eq(self.prm_data[n].m), lane_b.eq(self.prm_data[n].b)]
             m.d.comb += [

@@ -35,7 +35,7 @@ class Execute(wiring.Component):
     cause : the csr.Counter (0 to 7) that this cycle belongs to.
     array_step, pool_step, requant_step : events.
     mark_valid, mark_layer, mark_done : the profile unit copies the counters and answers mark_done.
-    error_valid, error_cause, error_pc : held until `clear`; the unit has stopped.
+    error_valid, error_cause, error_pc : held until `clear`; the unit has stopped. All earlier instructions have finished.
     halt : no more steps and no writes.
     clear : back to the idle state.
     """
@@ -105,13 +105,15 @@ class Execute(wiring.Component):
             dispatch.stop.eq(stop), sequencer.stop.eq(stop), drain.stop.eq(stop),
             self.take_valid.eq(dispatch.take_valid), self.take_mask.eq(dispatch.take_mask),
             dispatch.take_ok.eq(self.take_ok), dispatch.lack.eq(self.lack),
-            self.mark_valid.eq(dispatch.mark_valid), self.mark_layer.eq(dispatch.mark_layer), dispatch.mark_done.eq(self.mark_done),
+            self.mark_valid.eq(dispatch.mark_valid), self.mark_layer.eq(dispatch.mark_layer),
+            dispatch.mark_done.eq(self.mark_done),
             self.give_valid.eq(drain.give_valid | dispatch.mark_give.any()),
             self.give_mask.eq(Mux(drain.give_valid, drain.give_mask, dispatch.mark_give)),
             self.give_pc.eq(Mux(drain.give_valid, drain.error_pc, self.instr.payload.pc)),
             self.cause.eq(dispatch.cause),
             self.busy.eq(dispatch.busy | drain.busy),
-            dispatch.running.eq(sequencer.running), dispatch.issued.eq(sequencer.issued), dispatch.stepping.eq(sequencer.stepping),
+            dispatch.running.eq(sequencer.running), dispatch.issued.eq(sequencer.issued),
+            dispatch.stepping.eq(sequencer.stepping),
             dispatch.drain_busy.eq(drain.busy),
             sequencer.load.eq(dispatch.load), sequencer.is_pool.eq(dispatch.is_pool), sequencer.instr.eq(self.instr.payload),
             sequencer.job_valid.eq(dispatch.job_valid),
@@ -150,12 +152,13 @@ class Execute(wiring.Component):
         for j in cols:
             m.d.comb += [drain.prm_data[j].b.eq(self.prm_data[j].b), drain.prm_data[j].m.eq(self.prm_data[j].m)]
 
-        # The first error stays.
+        # The first error, in the program's order, stays: an address of the sequencer's waits until the drain has come to its job.
         with m.If(~self.error_valid):
             with m.If(drain.error):
                 m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(Cause.BUFFER_RANGE), self.error_pc.eq(drain.error_pc)]
-            with m.Elif(sequencer.error):
-                m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(Cause.BUFFER_RANGE), self.error_pc.eq(sequencer.error_pc)]
+            with m.Elif(sequencer.error & drain.busy & (drain.error_pc == sequencer.error_pc)):
+                m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(Cause.BUFFER_RANGE),
+                             self.error_pc.eq(sequencer.error_pc)]
             with m.Elif(dispatch.error):
                 m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(dispatch.error_cause),
                              self.error_pc.eq(self.instr.payload.pc)]

@@ -19,8 +19,8 @@ def tag_layout(config: Config) -> data.StructLayout:
 
 class Packer(wiring.Component):
     """Turns rows of N results into planes: bit b of result n, row r, column tile g is lane g * N + n of slice r of plane b. Once
-    the last row of a position is in, its words move to the emit registers and are written, most significant plane first, one word of
-    all slices a cycle, while the next position is gathered.
+    the last row of a position is in, its words move to the emit registers and are written, most significant plane first, one word
+    of all slices a cycle, while the next position is gathered.
 
     With `raw` the N results of a row are `raw_words` words of 32-bit lanes instead, one position and column tile after the other.
 

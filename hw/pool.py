@@ -21,8 +21,8 @@ class Pool(wiring.Component):
     """Running maximum of M x K codes, whose planes come most significant first, position after position of the window.
 
     For each lane two flags say whether the new code or the maximum so far has been found greater; until then their planes are
-    equal, or this plane decides. With is_signed the top plane, whose weight is negative, decides the other way. The maximum is kept
-    plane by plane in a small memory (asynchronous read: its plane is replaced in the cycle where it is compared).
+    equal, or this plane decides. With is_signed the top plane, whose weight is negative, decides the other way. The maximum is
+    kept plane by plane in a small memory (asynchronous read: its plane is replaced in the cycle where it is compared).
 
     Throughput: one word of M x K lanes a cycle. Latency: `valid` and `step` announce a word that is on `act` in the next cycle;
     the maximum's plane is on `out` in that cycle too.

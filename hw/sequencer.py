@@ -13,8 +13,8 @@ from .layouts import QUEUED, layout
 from .pool import POOL_STEP
 
 POINTER = 18
-"""Bits of an address before it is checked: a pointer moves by less than 2^16 at a time, and no more than two steps past an address
-that was out of range."""
+"""Bits of an address before it is checked: a pointer moves by less than 2^16 at a time, and no more than two steps past an
+address that was out of range."""
 
 
 def _bits(instr: str, field: str) -> int:
@@ -30,19 +30,21 @@ class Sequencer(wiring.Component):
     Throughput: a step every cycle, also from loop to loop and from instruction to instruction. It waits only
     - with the last step of a column tile, until the drain registers will be free when its sum gets there (`drain_free`);
     - with the first step of a POOL, until the drain has taken its job (`job_valid` low).
-    Latency: a step of cycle t has its addresses at the memories in t + 1, and is on `array_*` or `pool_*` in t + 2, with the data.
+    Latency: a step of cycle t has its addresses at the memories in t + 1, and is on `array_*` or `pool_*` in t + 2, with the
+    data.
 
     Members
     -------
     load, is_pool, instr : start this instruction with the next cycle.
-    running, issued, stepping : an instruction runs; issues its last step; issues a step (`array_step`, `pool_step`: of which kind).
+    running, issued, stepping : an instruction runs; issues its last step; issues a step.
+    array_step, pool_step : issues a step of CONV, of POOL.
     job_valid : the drain has yet to take the running instruction's job.
     drain_free : the drain registers can take a sum `Drain.NOTICE` cycles from now, if none is under way.
     filled : the drain registers take a sum.
     act_*, wgt_* : as in Execute.
     array_valid, array_step_of, pool_valid, pool_step_of : what to do with the words that the memories give in this cycle.
     stop : no more steps.
-    error, error_pc : an address is outside its buffer; its step is dropped.
+    error, error_pc : an address is outside its buffer. Its step and all that follow are dropped.
     """
 
     def __init__(self, config: Config):
@@ -133,7 +135,7 @@ class Sequencer(wiring.Component):
         under_way = Signal()  # a sum is between its last step and the drain registers
         m.d.comb += [
             tile_end.eq(end["nc"] & end["kw"] & end["kh"] & last_plane),
-            self.stepping.eq(self.running & ~self.stop
+            self.stepping.eq(self.running & ~self.stop & ~self.error
                              & Mux(pooling, ~self.job_valid, ~tile_end | (self.drain_free & ~under_way))),
             self.array_step.eq(self.stepping & ~pooling),
             self.pool_step.eq(self.stepping & pooling),
@@ -195,7 +197,7 @@ class Sequencer(wiring.Component):
             m.d.sync += [self.running.eq(1), *loads]
 
         # Addresses.
-        sent, sent_pool = Signal(), Signal(reset_less=True)
+        sent, sent_pool, sent_pc = Signal(), Signal(reset_less=True), Signal(32, reset_less=True)
         act_addr, wgt_addr = Signal(POINTER + 1, reset_less=True), Signal(POINTER + 1, reset_less=True)
         array_step, pool_step = Signal(STEP, reset_less=True), Signal(POOL_STEP, reset_less=True)
         m.d.sync += sent.eq(self.stepping)
@@ -206,7 +208,7 @@ class Sequencer(wiring.Component):
                        "plane": left["nc"][:4]}
             m.d.sync += [
                 sent_pool.eq(pooling),
-                self.error_pc.eq(pc),
+                sent_pc.eq(pc),
                 act_addr.eq(row + at_c + a_plane),
                 wgt_addr.eq(wgt_at_c + w_plane),
                 array_step.eq(Cat(of_array[name] for name in STEP.members)),
@@ -215,12 +217,14 @@ class Sequencer(wiring.Component):
         fits = Signal()
         m.d.comb += [
             fits.eq((act_addr < self.config.act_words) & (sent_pool | (wgt_addr < self.config.wgt_words))),
-            self.error.eq(sent & ~fits & ~self.stop),
-            self.act_en.eq(sent & fits & ~self.stop),
+            self.act_en.eq(sent & fits & ~self.stop & ~self.error),
             self.wgt_en.eq(self.act_en & ~sent_pool),
             self.act_addr.eq(act_addr),
             self.wgt_addr.eq(wgt_addr),
         ]
+
+        with m.If(sent & ~fits & ~self.stop & ~self.error):
+            m.d.sync += [self.error.eq(1), self.error_pc.eq(sent_pc)]
 
         # Data.
         m.d.sync += [self.array_valid.eq(self.wgt_en), self.pool_valid.eq(self.act_en & sent_pool)]

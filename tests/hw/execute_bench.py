@@ -54,7 +54,8 @@ void *bench_new() {
 void bench_clear(Bench *b) { b->top->clear = 1; b->edge(); b->top->clear = 0; b->edge(); }
 
 // Runs `count` instructions of 17 words; `stall`: per cent of cycles in which semaphores and instructions keep the unit waiting.
-int bench_run(Bench *b, const uint32_t *program, int count, Memories mem, uint64_t limit, int stall, uint32_t *gives, Result *result) {
+int bench_run(Bench *b, const uint32_t *program, int count, Memories mem, uint64_t limit, int stall, uint32_t *gives,
+              Result *result) {
     auto &t = *b->top;
     std::memset(result, 0, sizeof *result);
     int next = 0;
@@ -134,8 +135,8 @@ def verilate(verilog: str, top: str, driver: str, level: str = "-O1") -> ctypes.
         sources = sorted(folder.glob("Vseriatim*.cpp")) + [folder / "driver.cpp"]
         (folder / "all.cpp").write_text("".join(f'#include "{source.name}"\n' for source in sources))
         build.run([build.compiler(), *build.CXX_FLAGS, *build.architecture(), level, f"-I{folder}", f"-I{root}",
-                   f"-I{root / 'vltstd'}", "-include", "popcount.h", "-shared", str(folder / "all.cpp"), *map(str, build._runtime()),
-                   "-o", str(folder / "bench.so")], "the C++ compiler")
+                   f"-I{root / 'vltstd'}", "-include", "popcount.h", "-shared", str(folder / "all.cpp"),
+                   *map(str, build._runtime()), "-o", str(folder / "bench.so")], "the C++ compiler")
 
     name = hashlib.sha256((verilog + driver + level).encode()).hexdigest()[:24]
     return ctypes.CDLL(str(build.cached("bench", name, make, None) / "bench.so"))
@@ -171,7 +172,8 @@ class Bench:
         self.handle = self.lib.bench_new()
         self.out = np.packbits(machine.out, axis=-1, bitorder="little")
         self.arrays = [np.ascontiguousarray(a) for a in (
-            np.packbits(machine.act, axis=-1, bitorder="little"), machine.valid, np.packbits(machine.wgt, axis=-1, bitorder="little"),
+            np.packbits(machine.act, axis=-1, bitorder="little"), machine.valid,
+            np.packbits(machine.wgt, axis=-1, bitorder="little"),
             np.packbits(machine.res, axis=-1, bitorder="little"), machine.prm_b, machine.prm_m.astype(np.int32))]
 
     def run(self, program: list, stall: int = 0, limit: int = 1_000_000) -> tuple[Result, list[int]]:
@@ -195,11 +197,13 @@ class Bench:
 
 
 def fill(machine, rng):
-    """Full-range random buffers, but a zero act word and a neutral param word at the end of theirs. Validity is that of 8 words."""
+    """Full-range random buffers, but a zero act word and a neutral param word at the end of theirs. Eight words share their
+    validity."""
     for name in ("act", "res", "wgt"):
         array = getattr(machine, name)
         array[:] = rng.integers(0, 2, array.shape, np.uint8)
-    machine.valid[:] = np.repeat(rng.integers(0, 4, (-(-len(machine.valid) // 8), machine.config.m)) > 0, 8, axis=0)[:len(machine.valid)]
+    valid = rng.integers(0, 4, (-(-len(machine.valid) // 8), machine.config.m)) > 0
+    machine.valid[:] = np.repeat(valid, 8, axis=0)[:len(machine.valid)]
     limit = int(rng.choice([1 << 62, 1 << 40, 1 << 20]))
     machine.prm_b[:] = rng.integers(-limit, limit, machine.prm_b.shape)
     limit = int(rng.choice([1 << 31, 1 << 16, 1 << 6]))
@@ -236,12 +240,12 @@ def random_conv(rng, c: Config) -> dict:
         return int(rng.choice(values))
 
     while True:
-        f = dict(ny=pick(1, 1, 2, 3), nx=pick(1, 2, 3, 5), ng=int(rng.integers(1, min(c.tiles_per_word, 6) + 1)), kh=pick(1, 1, 2, 3),
-                 kw=pick(1, 1, 2, 3), nc=pick(1, 1, 2), sy=int(rng.integers(0, 40)), sx=int(rng.integers(0, 12)),
+        f = dict(ny=pick(1, 1, 2, 3), nx=pick(1, 2, 3, 5), ng=int(rng.integers(1, min(c.tiles_per_word, 6) + 1)),
+                 kh=pick(1, 1, 2, 3), kw=pick(1, 1, 2, 3), nc=pick(1, 1, 2), sy=int(rng.integers(0, 40)), sx=int(rng.integers(0, 12)),
                  sg=pick(0, 0, 3), skh=int(rng.integers(0, 40)), skw=int(rng.integers(0, 12)), sc=pick(1, 4, 8),
                  a_kind=pick(0, 1, 2), w_kind=pick(0, 1, 2), a_bits=pick(1, 1, 2, 3, 8), w_bits=pick(1, 1, 2, 3, 9),
-                 output=pick(*Output), psum_add=pick(0, 0, 1), out_planes=pick(1, 2, 4, 8, 16), res_planes=pick(0, 0, 1, 4, 8, 16),
-                 res_signed=pick(0, 1), res_pitch=pick(0, 1, 8, 16), m2=int(rng.integers(-1 << 31, 1 << 31)),
+                 output=pick(*Output), psum_add=pick(0, 0, 1), out_planes=pick(1, 2, 4, 8, 16),
+                 res_planes=pick(0, 0, 1, 4, 8, 16), res_signed=pick(0, 1), res_pitch=pick(0, 1, 8, 16), m2=int(rng.integers(-1 << 31, 1 << 31)),
                  shift=int(rng.integers(0, 64)), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)),
                  wait=int(rng.integers(0, 1 << isa.SEM_COUNT)))
         align = 1
@@ -265,8 +269,8 @@ def random_conv(rng, c: Config) -> dict:
             continue
         if not shape_taps(rng, c.act_words, f["a_bits"] - 1, f, (("nx", "sx"), ("ng", "sg"), ("kw", "skw"), ("nc", "sc")), align):
             continue
-        for name, size, depth in (("wgt_base", wgt, c.wgt_words), ("psum_base", psum, c.psum_words), ("out_base", out, c.out_words),
-                                  ("res_base", res, c.res_words), ("prm_base", f["ng"], c.prm_words - 1)):
+        for name, size, depth in (("wgt_base", wgt, c.wgt_words), ("psum_base", psum, c.psum_words),
+                                  ("out_base", out, c.out_words), ("res_base", res, c.res_words), ("prm_base", f["ng"], c.prm_words - 1)):
             f[name] = int(rng.integers(0, depth - size + 1))
         return f
 
@@ -276,9 +280,10 @@ def random_pool(rng, c: Config) -> dict:
         return int(rng.choice(values))
 
     while True:
-        f = dict(ny=pick(1, 2, 3), nx=pick(1, 2, 3), ng=pick(1, 2, 3), kh=pick(1, 2, 3), kw=pick(1, 2, 3), sy=int(rng.integers(0, 40)),
-                 sx=int(rng.integers(0, 20)), skh=int(rng.integers(0, 40)), skw=int(rng.integers(0, 20)), planes=pick(1, 2, 3, 8, 16),
-                 is_signed=pick(0, 1), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)), wait=int(rng.integers(0, 1 << isa.SEM_COUNT)))
+        f = dict(ny=pick(1, 2, 3), nx=pick(1, 2, 3), ng=pick(1, 2, 3), kh=pick(1, 2, 3), kw=pick(1, 2, 3),
+                 sy=int(rng.integers(0, 40)), sx=int(rng.integers(0, 20)), skh=int(rng.integers(0, 40)),
+                 skw=int(rng.integers(0, 20)), planes=pick(1, 2, 3, 8, 16), is_signed=pick(0, 1),
+                 signal=int(rng.integers(0, 1 << isa.SEM_COUNT)), wait=int(rng.integers(0, 1 << isa.SEM_COUNT)))
         out = f["ny"] * f["nx"] * f["ng"] * f["planes"]
         if out > c.out_words or f["planes"] > c.max_planes:
             continue
