@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -74,29 +75,31 @@ def load(path: str | Path) -> dict:
 
 def show(report: dict) -> None:
     """Prints the report as a table."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     config, total = report["config"], report["totals"]
-    wide = max((len(layer["name"]) for layer in report["layers"]), default=0) + 120
-    console = Console(width=max(Console().width, wide) if not Console().is_terminal else None)
-    table = Table(title=f"{report['net']} W{report['w']}A{report['a']} ({report['quant']}), {report['images']} image(s) on the "
-                        f"{config['m']}x{config['n']}x{config['k']} array ({report['level']})", title_justify="left")
+    console = Console(width=None if sys.stdout.isatty() else 240)  # a pipe or file gets whole columns
+    stalls = [stall for stall in STALLS if total["stalls"][stall]]
+    title = (f"{report['net']} W{report['w']}A{report['a']} ({report['quant']}), {report['images']} image(s) on the "
+             f"{config['m']}x{config['n']}x{config['k']} array ({report['level']})")
+    table = Table(box=SIMPLE, title=title, title_justify="left")
     for column in ("layer", "output", "W", "A", "MMAC", "cycles", "util."):
         table.add_column(column, justify="left" if column in ("layer", "output") else "right")
-    for stall in STALLS:
+    for stall in stalls:
         table.add_column(stall, justify="right")
     for column in ("KiB", "codes", "sat.", "exact"):
         table.add_column(column, justify="right")
     for layer in report["layers"]:
         table.add_row(
             layer["name"], "x".join(map(str, layer["shape"])), str(layer["w"]), str(layer["a"]), f"{layer['macs'] / 1e6:.1f}",
-            f"{layer['cycles']:,}", f"{layer['utilisation']:.1%}", *(f"{layer['stalls'][s]:,}" for s in STALLS),
+            f"{layer['cycles']:,}", f"{layer['utilisation']:.1%}", *(f"{layer['stalls'][s]:,}" for s in stalls),
             f"{layer['bytes'] / 1024:.0f}", str(layer["distinct_codes"]), f"{layer['saturated']:.1%}",
             "yes" if layer["bit_exact"] else "NO", style=None if layer["bit_exact"] else "bold red")
     table.add_section()
     table.add_row("total", "", "", "", f"{sum(layer['macs'] for layer in report['layers']) / 1e6:.1f}", f"{total['cycles']:,}",
-                  f"{total['utilisation']:.1%}", *(f"{total['stalls'][s]:,}" for s in STALLS),
+                  f"{total['utilisation']:.1%}", *(f"{total['stalls'][s]:,}" for s in stalls),
                   f"{total['dram_bytes'] / 1024:.0f}", "", "", "yes" if report["bit_exact"] else "NO")
     console.print(table)
     accuracy = report["accuracy"]
