@@ -21,8 +21,8 @@ class Patch(wiring.Component):
     The columns that the positions need are found by a pass over them (a cycle each), the products by one multiplier. Then, for
     each slice, the rows inside the image are fetched to one half of the line memory while the other half is gathered: up to 8
     contiguous bytes of a tap row a cycle, replaced by the pad code outside the image, and appended to 8 plane words. A full
-    (or last) set of plane words is written to the act buffer, a word a cycle, while the gather goes on. A position of 7 x 7 x 3
-    bytes takes 24 cycles at K = 64 (3 x 8 words; the gather takes 21).
+    (or last) set of plane words waits in a register of its own until its predecessor has been written to the act buffer, a word
+    a cycle, while the gather goes on. A position of 7 x 7 x 3 bytes takes 24 cycles at K = 64 (3 x 8 words; the gather takes 21).
 
     Bounds: a program that keeps within the act buffer has byte columns below 2^33, which 35 bits hold.
 
@@ -297,61 +297,73 @@ class Patch(wiring.Component):
                     m.d.sync += plane.eq(Cat(chunk[8 * j + PLANES - 1 - p] for j in range(CHUNK)) & image | pad)
                 m.d.sync += [count_2.eq(count_1), end_2.eq(end_1), slice_2.eq(slice_1)]
 
-        # Stage 2: appended to the plane words; emitted when they are full or the patch ends.
+        # Stage 2: appended to the plane words, which wait their turn when they are full or the patch ends.
         words = [reg(c.k, f"word_{p}") for p in range(PLANES)]
-        emitted = [reg(c.k, f"emit_{p}") for p in range(PLANES)]
+        waiting_words = [reg(c.k, f"waiting_{p}") for p in range(PLANES)]
         fill = Signal(range(c.k))
         sum_ = Signal(range(c.k + CHUNK + 1))
         rest = Signal()  # the end of a patch spilled into a word of its own
-        emit_left = Signal(range(PLANES + 1))
-        fresh, mask, emit_mask = reg(1, "fresh"), reg(c.m, "mask_2"), reg(c.m, "emit_mask")
-        addr = reg(17, "emit_addr")
-        m.d.comb += sum_.eq(fill + count_2)
-        emit, room, accept = Signal(), Signal(), Signal()
+        waiting, room, accept, push, patch_end = Signal(), Signal(), Signal(), Signal(), Signal()
+        first, fresh = reg(1, "first"), reg(1, "fresh")  # the waiting words, the present ones begin a slice
         complete, spill = Signal(), Signal()
+        flush = Signal()
         m.d.comb += [
-            room.eq(emit_left <= 1),
+            sum_.eq(fill + count_2),
             complete.eq(sum_ >= c.k),
             spill.eq(sum_ > c.k),
+            flush.eq(rest & room & ~self.halt),
             accept.eq(valid_2 & ~rest & (room | ~(complete | end_2)) & ~self.halt),
-            go.eq((accept & ~(end_2 & spill)) | (rest & room & ~self.halt) | (~valid_2 & ~self.halt)),
-            emit.eq((accept & (complete | end_2)) | (rest & room & ~self.halt)),
+            go.eq((accept & ~(end_2 & spill)) | flush | (~valid_2 & ~self.halt)),
+            push.eq((accept & (complete | end_2)) | flush),
         ]
-        patch_end = Signal()
         with m.If(accept):
-            m.d.sync += fill.eq(Mux(end_2 & ~spill, 0, sum_))  # mod K
+            m.d.sync += [fill.eq(Mux(end_2 & ~spill, 0, sum_)), rest.eq(end_2 & spill)]  # mod K
             for plane, word in zip(planes_2, words):
                 with m.If(complete | end_2):
                     m.d.sync += word.eq(Mux(spill, plane >> (c.k - fill)[:4], 0))
                 with m.Else():
                     m.d.sync += word.eq(word | (plane << fill))
-            m.d.sync += rest.eq(end_2 & spill)
             m.d.comb += patch_end.eq(end_2 & ~spill)
-        with m.If(rest & room & ~self.halt):
+        with m.If(flush):
             m.d.sync += [rest.eq(0), fill.eq(0)]
             m.d.sync += [word.eq(0) for word in words]
             m.d.comb += patch_end.eq(1)
-        m.d.comb += [self.we.eq((emit_left != 0) & ~self.outside), self.addr.eq(addr), self.data.eq(emitted[0]),
-                     self.mask.eq(emit_mask)]
+        with m.If(push):
+            for plane, word, to in zip(planes_2, words, waiting_words):
+                m.d.sync += to.eq(Mux(rest, word, word | (plane << fill)))
+            m.d.sync += [first.eq(fresh), fresh.eq(patch_end & slice_2)]
+
+        # Emission: a plane word a cycle.
+        emitted = [reg(c.k, f"emit_{p}") for p in range(PLANES)]
+        emit_left = Signal(range(PLANES + 1))
+        mask, addr = reg(c.m + 1, "emit_mask"), reg(17, "emit_addr")
         beyond_act = Signal()
-        m.d.comb += beyond_act.eq((emit_left != 0) & (addr >= c.act_words))
+        next_words = Signal()
+        m.d.comb += [
+            next_words.eq(waiting & (emit_left <= 1) & ~self.halt),
+            room.eq(~waiting | next_words),
+            beyond_act.eq((emit_left != 0) & (addr >= c.act_words)),
+            self.we.eq((emit_left != 0) & ~self.outside),
+            self.addr.eq(addr), self.data.eq(emitted[0]), self.mask.eq(mask[1:]),
+        ]
+        with m.If(push):
+            m.d.sync += waiting.eq(1)
+        with m.Elif(next_words):
+            m.d.sync += waiting.eq(0)
         with m.If((emit_left != 0) & ~self.halt):
             m.d.sync += [emit_left.eq(emit_left - 1), addr.eq(addr + 1)]
             m.d.sync += [emitted[p].eq(emitted[p + 1]) for p in range(PLANES - 1)]
-        with m.If(emit):
-            for plane, word, out in zip(planes_2, words, emitted):
-                m.d.sync += out.eq(Mux(rest, word, word | (plane << fill)))
-            m.d.sync += [emit_left.eq(PLANES), emit_mask.eq(mask), fresh.eq(0)]
-            with m.If(fresh):
-                m.d.sync += addr.eq(f.base)
-            with m.If(patch_end & slice_2):
-                m.d.sync += [mask.eq(mask << 1), fresh.eq(1)]
+        with m.If(next_words):
+            m.d.sync += emit_left.eq(PLANES)
+            m.d.sync += [out.eq(word) for word, out in zip(waiting_words, emitted)]
+            with m.If(first):
+                m.d.sync += [mask.eq(mask << 1), addr.eq(f.base)]
         with m.If(begin):
-            m.d.sync += [fresh.eq(1), mask.eq(Const(1, c.m) << f.slice), fill.eq(0), rest.eq(0), emit_left.eq(0)]
+            m.d.sync += [fresh.eq(1), mask.eq(Const(1, c.m + 1) << f.slice), fill.eq(0)]
             m.d.sync += [word.eq(0) for word in words]
         started = Signal()  # a cycle after begin, when `gathering` tells
         m.d.sync += started.eq((started | begin) & ~self.done)
-        m.d.comb += self.done.eq(started & ~gathering & ~valid_1 & ~valid_2 & ~rest & (emit_left == 0))
+        m.d.comb += self.done.eq(started & ~gathering & ~valid_1 & ~valid_2 & ~rest & ~waiting & (emit_left == 0))
         m.d.comb += self.outside.eq(too_long | overrun | beyond_act)
         m.d.comb += self.progress.eq(self.we | (reading & go))
         return m
