@@ -12,8 +12,8 @@ class Requant(wiring.Component):
     """q = clip((m * acc + m2 * res + b) >> shift, lo, hi) in `lanes` lanes.
 
     Products and sum are 64 bits (the compiler proves that they fit); the shift is arithmetic and rounds down.
-    Throughput: one row a cycle. Latency: `LATENCY` cycles. What all lanes share, `m2`, `shift`, `lo` and `hi`, holds while a row is
-    under way; `m` and `b` are read with the row.
+    Throughput: one row a cycle. Latency: `LATENCY` cycles. What all lanes share, `m2`, `shift`, `lo` and `hi`, holds while a row
+    is under way; `m` and `b` are read with the row.
 
     Members
     -------

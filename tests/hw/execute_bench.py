@@ -241,11 +241,13 @@ def random_conv(rng, c: Config) -> dict:
 
     while True:
         f = dict(ny=pick(1, 1, 2, 3), nx=pick(1, 2, 3, 5), ng=int(rng.integers(1, min(c.tiles_per_word, 6) + 1)),
-                 kh=pick(1, 1, 2, 3), kw=pick(1, 1, 2, 3), nc=pick(1, 1, 2), sy=int(rng.integers(0, 40)), sx=int(rng.integers(0, 12)),
+                 kh=pick(1, 1, 2, 3), kw=pick(1, 1, 2, 3), nc=pick(1, 1, 2), sy=int(rng.integers(0, 40)),
+                 sx=int(rng.integers(0, 12)),
                  sg=pick(0, 0, 3), skh=int(rng.integers(0, 40)), skw=int(rng.integers(0, 12)), sc=pick(1, 4, 8),
                  a_kind=pick(0, 1, 2), w_kind=pick(0, 1, 2), a_bits=pick(1, 1, 2, 3, 8), w_bits=pick(1, 1, 2, 3, 9),
                  output=pick(*Output), psum_add=pick(0, 0, 1), out_planes=pick(1, 2, 4, 8, 16),
-                 res_planes=pick(0, 0, 1, 4, 8, 16), res_signed=pick(0, 1), res_pitch=pick(0, 1, 8, 16), m2=int(rng.integers(-1 << 31, 1 << 31)),
+                 res_planes=pick(0, 0, 1, 4, 8, 16), res_signed=pick(0, 1), res_pitch=pick(0, 1, 8, 16),
+                 m2=int(rng.integers(-1 << 31, 1 << 31)),
                  shift=int(rng.integers(0, 64)), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)),
                  wait=int(rng.integers(0, 1 << isa.SEM_COUNT)))
         align = 1
@@ -270,7 +272,8 @@ def random_conv(rng, c: Config) -> dict:
         if not shape_taps(rng, c.act_words, f["a_bits"] - 1, f, (("nx", "sx"), ("ng", "sg"), ("kw", "skw"), ("nc", "sc")), align):
             continue
         for name, size, depth in (("wgt_base", wgt, c.wgt_words), ("psum_base", psum, c.psum_words),
-                                  ("out_base", out, c.out_words), ("res_base", res, c.res_words), ("prm_base", f["ng"], c.prm_words - 1)):
+                                  ("out_base", out, c.out_words), ("res_base", res, c.res_words),
+                                  ("prm_base", f["ng"], c.prm_words - 1)):
             f[name] = int(rng.integers(0, depth - size + 1))
         return f
 

@@ -85,7 +85,8 @@ def test_no_gaps():
 
 @pytest.mark.parametrize("change, depth", [
     (dict(act_base=390), "act"), (dict(sx=200), "act"), (dict(ring_base=0, ring_words=5000, sy=390), "act"),
-    (dict(wgt_base=150), "wgt"), (dict(wgt_g=100), "wgt"), (dict(prm_base=22), "prm"), (dict(out_base=290), "out"), (dict(out_base=290, output=1), "out"),
+    (dict(wgt_base=150), "wgt"), (dict(wgt_g=100), "wgt"), (dict(prm_base=22), "prm"),
+    (dict(out_base=290), "out"), (dict(out_base=290, output=1), "out"),
     (dict(psum_base=100, output=2), "psum"), (dict(psum_base=100, psum_add=1), "psum"),
     (dict(res_base=190, res_planes=4, res_pitch=4), "res"), (dict(sx=0xFFFF), "act"), (dict(wgt_tap=0xFFFF), "wgt"),
     (dict(skh=0xFFFF, sy=0xFFFF), "act"),
