@@ -16,7 +16,7 @@ def area() -> dict:
     from seriatim.hw.synth import ecp5_cells, lut4
 
     config = Config(m=2, n=2, k=64)
-    array, requant = ecp5_cells(Array(config), "array"), ecp5_cells(Requant(config), "requant")
+    array, requant = ecp5_cells(Array(config), "array"), ecp5_cells(Requant(lanes=config.n, tag_bits=1), "requant")
     return {"array": str(config), "array_lut4": lut4(array), "array_lut4_per_binary_mac": round(lut4(array) / config.peak, 3),
             "requant_lut4_per_lane": round(lut4(requant) / config.n), "requant_multipliers": requant.get("MULT18X18D", 0)}
 
