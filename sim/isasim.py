@@ -194,6 +194,8 @@ class Machine:
         kinds = [Kind(k) if k in iter(Kind) else None for k in (f["a_kind"], f["w_kind"])]
         if f["engine"] != Engine.BIT_SERIAL or not set(kinds) <= {Kind.UINT, Kind.INT, Kind.BIPOLAR}:
             raise Stop(Cause.UNSUPPORTED, f"engine {f['engine']} with formats {f['a_kind']}, {f['w_kind']}")
+        if output is Output.PLANES:
+            self._planes(f["out_planes"])
         if f["ng"] > c.tiles_per_word:
             raise Stop(Cause.ILLEGAL_FIELD, f"ng = {f['ng']}: {c.tiles_per_word} column tiles fill a word")
         taps = self._taps(f)
@@ -249,8 +251,13 @@ class Machine:
         code = code.astype(np.int64)[:, :, :ng * c.n].reshape(positions, c.m, ng, c.n)
         return code.transpose(0, 2, 1, 3)
 
+    def _planes(self, planes: int):
+        if planes > self.config.max_planes:
+            raise Stop(Cause.UNSUPPORTED, f"{planes} planes: this machine packs {self.config.max_planes}")
+
     def pool(self, f):
         c, planes, ng = self.config, f["planes"], f["ng"]
+        self._planes(planes)
         taps = self._taps(f)
         at = taps[:, :, :, None] + np.arange(ng) * planes + np.arange(planes).reshape(-1, 1, 1, 1, 1)
         code = plane_values(self.act[self._in("ACT", at, c.act_words)], Kind.INT if f["is_signed"] else Kind.UINT)

@@ -11,7 +11,7 @@ from seriatim.formats import Kind
 from seriatim.isa import Buffer, Output, Sem
 from seriatim.sim.isasim import Machine, plane_values
 
-CONFIG = Config(m=2, n=4, k=32, axi_bits=32, act_words=256, wgt_words=128, out_words=128, res_words=64)
+CONFIG = Config(m=2, n=4, k=32, axi_bits=32, max_planes=12, act_words=256, wgt_words=128, out_words=128, res_words=64)
 END = isa.encode("END")
 
 
@@ -156,6 +156,8 @@ def test_fill_writes_planes_of_the_code_and_validity():
     (dict(name="CONV", engine=1), Cause.UNSUPPORTED),
     (dict(name="CONV", a_kind=Kind.LOG), Cause.UNSUPPORTED),
     (dict(name="CONV", w_kind=7), Cause.UNSUPPORTED),
+    (dict(name="CONV", out_planes=13), Cause.UNSUPPORTED),
+    (dict(name="POOL", planes=13), Cause.UNSUPPORTED),
     (dict(name="CONV", ng=9), Cause.ILLEGAL_FIELD),
     (dict(name="CONV", act_base=256), Cause.BUFFER_RANGE),
     (dict(name="CONV", prm_base=128), Cause.BUFFER_RANGE),
