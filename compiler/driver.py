@@ -14,6 +14,7 @@ from seriatim.compiler.artefact import LIBRARY, Artefact, sha256
 from seriatim.compiler.importer import import_module
 from seriatim.compiler.ir import Conv, Layer, Region, SumPool, Tensor
 from seriatim.config import Config
+from seriatim.sim.build import compiler
 from seriatim.errors import CompileError
 
 
@@ -75,7 +76,8 @@ def network_inputs(mod: tvm.IRModule, regions: tuple[Region, ...]) -> list[dict]
 
 
 def library(mod: tvm.IRModule) -> bytes:
-    """The shared library of a module that `relax.VirtualMachine` loads."""
+    """The shared library of a module that `relax.VirtualMachine` loads. Raises ToolError where no C++ compiler links it."""
+    compiler()
     with tempfile.TemporaryDirectory(prefix="seriatim-") as folder:
         path = Path(folder, LIBRARY)
         reference.build(mod).export_library(str(path))

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +53,14 @@ def totals(config: Config, runs: list[Run], layers: list[dict]) -> dict:
 
 def write(report: dict, folder: Path) -> Path:
     """Writes `report.json` into `folder`, whole or not at all."""
+    text = json.dumps(report, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".report", delete=False) as f:
-        json.dump(report, f, indent=1)
-        f.write("\n")
-    path = folder / "report.json"
-    os.replace(f.name, path)
+    path, temporary = folder / "report.json", folder / f".report.{os.getpid()}"
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
