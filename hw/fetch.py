@@ -1,6 +1,6 @@
 """Instruction fetch: reads the program, checks each instruction against the ISA table, hands it to its queue."""
 
-from amaranth.hdl import Const, Module, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -42,8 +42,7 @@ class InstructionQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.words = words = memory.Memory(shape=isa.INSTR_BITS, depth=self.depth, init=[])
-        m.submodules.pcs = pcs = memory.Memory(shape=32, depth=self.depth, init=[])
+        m.submodules.memory = words = memory.Memory(shape=QUEUED, depth=self.depth, init=[])
         put, get = Signal(range(self.depth)), Signal(range(self.depth))
         count = Signal(range(self.depth + 1))
         move = Signal()
@@ -52,12 +51,11 @@ class InstructionQueue(wiring.Component):
             move.eq((count != 0) & (~self.head.valid | self.head.ready)),
             self.empty.eq((count == 0) & ~self.head.valid),
         ]
-        for mem, value, out in ((words, self.word, self.head.payload.word), (pcs, self.pc, self.head.payload.pc)):
-            write, read = mem.write_port(), mem.read_port()
-            m.d.comb += [
-                write.en.eq(self.write), write.addr.eq(put), write.data.eq(value),
-                read.en.eq(move), read.addr.eq(get), out.eq(read.data),
-            ]
+        write, read = words.write_port(), words.read_port()
+        m.d.comb += [
+            write.en.eq(self.write), write.addr.eq(put), write.data.eq(Cat(self.word, self.pc)),
+            read.en.eq(move), read.addr.eq(get), self.head.payload.eq(read.data),
+        ]
         for moving, pointer in ((self.write, put), (move, get)):
             with m.If(moving):
                 m.d.sync += pointer.eq(pointer + 1)

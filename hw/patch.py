@@ -297,41 +297,53 @@ class Patch(wiring.Component):
                     m.d.sync += plane.eq(Cat(chunk[8 * j + PLANES - 1 - p] for j in range(CHUNK)) & image | pad)
                 m.d.sync += [count_2.eq(count_1), end_2.eq(end_1), slice_2.eq(slice_1)]
 
-        # Stage 2: appended to the plane words, which wait their turn when they are full or the patch ends.
+        # Stage 2: appended to the plane words from above (shifts down by few bits are cheap); words that are full, or end a
+        # patch, wait their turn. `fill` lanes are there; the others hold what is to be shifted out.
         words = [reg(c.k, f"word_{p}") for p in range(PLANES)]
         waiting_words = [reg(c.k, f"waiting_{p}") for p in range(PLANES)]
+        align = reg(range(c.k), "align")  # the waiting words' lanes that are not there
         fill = Signal(range(c.k))
         sum_ = Signal(range(c.k + CHUNK + 1))
         rest = Signal()  # the end of a patch spilled into a word of its own
         waiting, room, accept, push, patch_end = Signal(), Signal(), Signal(), Signal(), Signal()
         first, fresh = reg(1, "first"), reg(1, "fresh")  # the waiting words, the present ones begin a slice
-        complete, spill = Signal(), Signal()
-        flush = Signal()
+        complete, spill, flush = Signal(), Signal(), Signal()
+        taken = Signal(4)  # lanes of the chunk that still fit
         m.d.comb += [
             sum_.eq(fill + count_2),
             complete.eq(sum_ >= c.k),
             spill.eq(sum_ > c.k),
+            taken.eq(Mux(complete, c.k - fill, count_2)),
             flush.eq(rest & room & ~self.halt),
             accept.eq(valid_2 & ~rest & (room | ~(complete | end_2)) & ~self.halt),
             go.eq((accept & ~(end_2 & spill)) | flush | (~valid_2 & ~self.halt)),
             push.eq((accept & (complete | end_2)) | flush),
         ]
+
+        def on_top(bits, count):
+            return Cat(Const(0, c.k - CHUNK), (bits << (CHUNK - count)[:4])[:CHUNK])
+
+        left_over = Signal(4)
+        m.d.comb += left_over.eq(count_2 - taken)
+        for p, (plane, word, to) in enumerate(zip(planes_2, words, waiting_words)):
+            longer = Signal(c.k, name=f"longer_{p}")
+            with m.If(accept):
+                m.d.comb += longer.eq((word >> taken) | on_top(plane, taken))
+                with m.If(complete):
+                    m.d.sync += word.eq(on_top(plane >> taken, left_over))
+                with m.Else():
+                    m.d.sync += word.eq(longer)
+            with m.If(push):
+                m.d.sync += to.eq(Mux(rest, word, longer))
         with m.If(accept):
             m.d.sync += [fill.eq(Mux(end_2 & ~spill, 0, sum_)), rest.eq(end_2 & spill)]  # mod K
-            for plane, word in zip(planes_2, words):
-                with m.If(complete | end_2):
-                    m.d.sync += word.eq(Mux(spill, plane >> (c.k - fill)[:4], 0))
-                with m.Else():
-                    m.d.sync += word.eq(word | (plane << fill))
             m.d.comb += patch_end.eq(end_2 & ~spill)
         with m.If(flush):
             m.d.sync += [rest.eq(0), fill.eq(0)]
-            m.d.sync += [word.eq(0) for word in words]
             m.d.comb += patch_end.eq(1)
         with m.If(push):
-            for plane, word, to in zip(planes_2, words, waiting_words):
-                m.d.sync += to.eq(Mux(rest, word, word | (plane << fill)))
             m.d.sync += [first.eq(fresh), fresh.eq(patch_end & slice_2)]
+            m.d.sync += align.eq(Mux(rest, -fill, Mux(complete, 0, -sum_)))  # mod K
 
         # Emission: a plane word a cycle.
         emitted = [reg(c.k, f"emit_{p}") for p in range(PLANES)]
@@ -355,12 +367,11 @@ class Patch(wiring.Component):
             m.d.sync += [emitted[p].eq(emitted[p + 1]) for p in range(PLANES - 1)]
         with m.If(next_words):
             m.d.sync += emit_left.eq(PLANES)
-            m.d.sync += [out.eq(word) for word, out in zip(waiting_words, emitted)]
+            m.d.sync += [out.eq(word >> align) for word, out in zip(waiting_words, emitted)]
             with m.If(first):
                 m.d.sync += [mask.eq(mask << 1), addr.eq(f.base)]
         with m.If(begin):
-            m.d.sync += [fresh.eq(1), mask.eq(Const(1, c.m + 1) << f.slice), fill.eq(0)]
-            m.d.sync += [word.eq(0) for word in words]
+            m.d.sync += [fresh.eq(1), mask.eq(Const(1, c.m + 1) << f.slice)]
         started = Signal()  # a cycle after begin, when `gathering` tells
         m.d.sync += started.eq((started | begin) & ~self.done)
         m.d.comb += self.done.eq(started & ~gathering & ~valid_1 & ~valid_2 & ~rest & ~waiting & (emit_left == 0))

@@ -46,8 +46,9 @@ class Semaphores(wiring.Component):
     Members
     -------
     take_valid, take_mask, take_ok, lack : for each unit; `lack`: those of take_mask that are zero.
-    give_valid, give_mask : for each unit.
-    overflow : bit i: unit i signalled a semaphore past its range (one cycle).
+    give_valid, give_mask, give_pc : for each unit.
+    overflow, overflow_pc : bit i: unit i signalled a semaphore past its range (in the cycle after), by the instruction at
+        overflow_pc[i].
     """
 
     def __init__(self):
@@ -58,7 +59,9 @@ class Semaphores(wiring.Component):
             "lack": Out(isa.SEM_COUNT).array(UNITS),
             "give_valid": In(1).array(UNITS),
             "give_mask": In(isa.SEM_COUNT).array(UNITS),
+            "give_pc": In(32).array(UNITS),
             "overflow": Out(UNITS),
+            "overflow_pc": Out(32).array(UNITS),
         })
 
     def elaborate(self, platform):
@@ -83,16 +86,16 @@ class Semaphores(wiring.Component):
             with m.If(self.give_valid[unit]):
                 m.d.comb += own.eq(self.give_mask[unit])
             given.append(own)
+        late = [Signal(isa.SEM_COUNT, name=f"late_{unit}", reset_less=True) for unit in range(UNITS)]
         moved = Signal(isa.SEM_COUNT)
+        over = Signal(isa.SEM_COUNT)
         m.d.comb += moved.eq(earlier | given[0] | given[1] | given[2])
         with m.If(moved != 0):
+            for unit in range(UNITS):
+                m.d.sync += [late[unit].eq(given[unit]), self.overflow_pc[unit].eq(self.give_pc[unit])]
             for i, count in enumerate(counts):
-                following = Signal(isa.SEM_BITS + 1, name=f"next_{i}")
                 with m.If(moved[i]):
-                    m.d.comb += following.eq(count + given[0][i] + given[1][i] + given[2][i] - sum(t[i] for t in taken))
-                    m.d.sync += count.eq(following)
-                with m.If(following[-1]):
-                    for unit in range(UNITS):
-                        with m.If(given[unit][i]):
-                            m.d.comb += self.overflow[unit].eq(1)
+                    more, less = (sum(mask[i] for mask in masks) for masks in (given, taken))
+                    m.d.sync += Cat(count, over[i]).eq(count + more - less)
+        m.d.comb += [self.overflow[unit].eq((over & late[unit]) != 0) for unit in range(UNITS)]
         return m

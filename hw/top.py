@@ -91,6 +91,7 @@ class Seriatim(wiring.Component):
                 semaphores.take_valid[i].eq(unit.take_valid), semaphores.take_mask[i].eq(unit.take_mask),
                 unit.take_ok.eq(semaphores.take_ok[i]), unit.halt.eq(halt),
                 semaphores.give_valid[i].eq(unit.give_valid), semaphores.give_mask[i].eq(unit.give_mask),
+                semaphores.give_pc[i].eq(unit.give_pc),
             ]
         m.d.comb += [execute.lack.eq(semaphores.lack[EXEC]), fetch.halt.eq(halt)]
 
@@ -144,12 +145,13 @@ class Seriatim(wiring.Component):
         done, pending = Signal(), Signal()
         cause, error_pc = Signal(Cause), Signal(32)
         idle, finished, hung = Signal(), Signal(), Signal()
+        failed, what, where = Signal(), Signal(Cause), Signal(32)
 
         queues = Cat(fetch.load_empty, fetch.exec_empty, fetch.store_empty).all()
         m.d.comb += [
             start.eq(registers.ctrl[0] & ~running),
             idle.eq(reader.idle & writer.idle),
-            finished.eq(running & idle & (halt | (fetch.ended & queues & ~load.busy & ~execute.busy & ~store.busy
+            finished.eq(running & idle & (halt | (fetch.ended & queues & ~load.busy & ~execute.busy & ~store.busy & ~failed
                                                   & ~Cat(unit.give_valid for unit in units.values()).any()))),
         ]
 
@@ -169,7 +171,6 @@ class Seriatim(wiring.Component):
         for unit in (store, execute, load):
             oldest = Mux(unit.instr.valid & (unit.instr.payload.pc < oldest), unit.instr.payload.pc, oldest)
 
-        failed, what, where = Signal(), Signal(Cause), Signal(32)
         with m.If(hung):
             m.d.comb += [failed.eq(1), what.eq(Cause.WATCHDOG), where.eq(oldest)]
         for unit in (execute, load, store, fetch):
@@ -177,9 +178,9 @@ class Seriatim(wiring.Component):
                 m.d.comb += [failed.eq(1), what.eq(unit.error_cause), where.eq(unit.error_pc)]
         with m.If(semaphores.overflow.any()):
             m.d.comb += [failed.eq(1), what.eq(Cause.TOKEN_OVERFLOW)]
-            for i, unit in units.items():
+            for i in units:
                 with m.If(semaphores.overflow[i]):
-                    m.d.comb += where.eq(unit.give_pc)
+                    m.d.comb += where.eq(semaphores.overflow_pc[i])
         with m.If(running & failed & ~halt):
             m.d.sync += [halt.eq(1), cause.eq(what), error_pc.eq(where)]
         with m.If(finished | hung):

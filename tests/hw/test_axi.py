@@ -121,7 +121,7 @@ def test_semaphores_take_and_give_at_once():
     counts = np.zeros(isa.SEM_COUNT, int)
 
     async def testbench(ctx):
-        for _ in range(400):
+        for _ in range(1000):
             takes, gives = [], []
             for unit in range(UNITS):
                 few = [int(np.bitwise_and(*rng.integers(1 << isa.SEM_COUNT, size=2))) for _ in range(2)]
@@ -131,6 +131,7 @@ def test_semaphores_take_and_give_at_once():
                 ctx.set(dut.take_mask[unit], takes[-1] or 0)
                 ctx.set(dut.give_valid[unit], gives[-1] is not None)
                 ctx.set(dut.give_mask[unit], gives[-1] or 0)
+                ctx.set(dut.give_pc[unit], 64 * unit)
             taken = np.zeros(isa.SEM_COUNT, int)
             for unit, mask in enumerate(takes):
                 bits = np.array([(mask or 0) >> i & 1 for i in range(isa.SEM_COUNT)])
@@ -141,11 +142,13 @@ def test_semaphores_take_and_give_at_once():
                 if mask is not None and ok:
                     taken += bits
             given = sum(np.array([(mask or 0) >> i & 1 for i in range(isa.SEM_COUNT)]) for mask in gives)
-            over = counts + given - taken >= 1 << isa.SEM_BITS
-            assert bool(ctx.get(dut.overflow)) == bool(over.any())
-            if over.any():
-                return
             counts[:] = counts + given - taken
             await ctx.tick()
+            over = counts >= 1 << isa.SEM_BITS
+            givers = sum(1 << unit for unit, mask in enumerate(gives) if any((mask or 0) >> i & 1 for i in np.flatnonzero(over)))
+            assert ctx.get(dut.overflow) == givers
+            if over.any():
+                assert [ctx.get(pc) for pc in dut.overflow_pc] == [0, 64, 128]
+                return
 
     simulate(dut, testbench)
