@@ -14,8 +14,8 @@ from seriatim.compiler.artefact import LIBRARY, Artefact, sha256
 from seriatim.compiler.importer import import_module
 from seriatim.compiler.ir import Conv, Layer, Region, SumPool, Tensor
 from seriatim.config import Config
-from seriatim.sim.build import compiler
 from seriatim.errors import CompileError
+from seriatim.sim.build import compiler
 
 
 def compile_network(

@@ -100,7 +100,8 @@ def test_a_machine_of_another_config_or_isa():
     session = IsaSession(Config(), 4096)
     program = Program(isa.encode("END"), 0, (0, 4096), (0, 4096))
     session.run(program)
-    for name, value, message in (("CONFIG_HASH", 1, "0x00000001"), ("ISA_VERSION", 99, "ISA version 99"), ("ID", 0, "no Seriatim")):
+    wrong = (("CONFIG_HASH", 1, "0x00000001"), ("ISA_VERSION", 99, "ISA version 99"), ("ID", 0, "no Seriatim"))
+    for name, value, message in wrong:
         session = IsaSession(Config(), 4096)
         session._csrs[name] = value
         with pytest.raises(ArtefactError, match=message):
