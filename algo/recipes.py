@@ -4,7 +4,7 @@ from seriatim.algo.train import Recipe
 
 FLOAT = {
     "resnet18": Recipe(((32, 6),), rate=0.05, images=15360),
-    "resnet20": Recipe(((32, 6),), rate=0.1, images=15360),
+    "resnet20": Recipe(((32, 3),), rate=0.1, images=15360),
     "digits": Recipe(((8, 60),), batch=64, rate=0.05, shift=0, flip=False),
 }
 """The float net that the low-bit net starts at."""
@@ -15,8 +15,9 @@ SLB = {
     "resnet18": (
         Recipe(((32, 10), (64, 6)), rate=2e-3, images=15360, stop=8, **_ADAM),
         Recipe(((64, 5),), batch=128, rate=2e-3, images=7680, tau=(0.035, 0.003), **_ADAM),
+        Recipe(((64, 5),), batch=128, rate=1e-3, images=7680, tau=(0.01, 0.002), seed=2, **_ADAM),
     ),
-    "resnet20": (Recipe(((32, 8),), batch=128, rate=5e-3, images=15360, **_ADAM),),
+    "resnet20": (Recipe(((32, 6),), batch=128, rate=5e-3, images=15360, **_ADAM),),
     "digits": (
         Recipe(((8, 80),), batch=64, rate=5e-3, shift=0, flip=False, calibration=1437, **_ADAM),
     ),

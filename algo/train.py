@@ -58,6 +58,11 @@ class Recipe:
             raise ConfigError(f"optimizer {self.optimizer!r}: choose sgd or adam")
         if self.schedule not in schedule.RATES:
             raise ConfigError(f"schedule {self.schedule!r}: choose {', '.join(schedule.RATES)}")
+        if self.schedule == "constant" and self.tau_schedule == "rate":
+            raise ConfigError(
+                "schedule constant with tau_schedule rate: the rate never decays, so the weights would "
+                "never sharpen; choose another of the two"
+            )
         if self.epochs < 1:
             raise ConfigError(f"{self.epochs} epochs: at least one is needed")
 

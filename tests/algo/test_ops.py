@@ -78,6 +78,19 @@ def test_conv_is_exact_above_the_range_of_float32():
     assert found.flatten().tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("batch, size, channels, kernel", [(1, 16, 64, 3), (17, 8, 32, 3), (1, 7, 16, 7)])
+def test_float32_where_it_is_chosen_equals_integers(batch, size, channels, kernel):
+    """Shapes for which libraries like to transform (Winograd): any rounding would show."""
+    rng = np.random.default_rng(9)
+    x = torch.from_numpy(rng.integers(0, 256, (batch, channels, size, size), np.int32))
+    w = torch.from_numpy(rng.choice([-1, 1], (24, channels, kernel, kernel)).astype(np.int32))
+    half = kernel // 2
+    found = CALL.qconv2d(x, w, [1, 1], [half] * 4, [1, 1], 1, "uint8:uint8", "bipolar1")
+    columns = torch.nn.functional.unfold(x.double(), kernel, padding=half).long()
+    expected = w.flatten(1).long() @ columns
+    assert torch.equal(found.long().flatten(2), expected)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_requant_equals_big_integers_and_numpy(seed):
     print("seed", seed)

@@ -39,9 +39,6 @@ def test_resuming_gives_the_bits_of_a_run_without_interruption(tmp_path, part):
     whole = low_bit()
     history = fit(whole, part, RECIPE, tmp_path / "a.pt", log=quiet)
 
-    def stop(_):
-        raise Stop
-
     path = tmp_path / "b.pt"
     lines = []
 
@@ -95,6 +92,8 @@ def test_recipes_are_checked(tmp_path):
         Recipe(((8, 1),), optimizer="rmsprop")
     with pytest.raises(ConfigError, match="'steps'"):
         Recipe(((8, 1),), schedule="steps")
+    with pytest.raises(ConfigError, match="never decays"):
+        Recipe(((8, 1),), schedule="constant")
     with pytest.raises(ConfigError, match="0 epochs"):
         Recipe(((8, 0),))
     file = tmp_path / "recipe.json"
