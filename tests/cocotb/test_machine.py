@@ -1,0 +1,52 @@
+"""The whole accelerator under cocotb, in Verilator and (a small layer) in Icarus."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def load(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = load("bench", HERE / "bench.py")
+random_layers = load("random_layers", HERE.parent / "random_layers.py")
+CONFIG = random_layers.GEOMETRIES["2x4x32"]
+pytestmark = [pytest.mark.rtl, pytest.mark.slow]
+SEEDS = {
+    "layer": (249, 617, 649, 693, 737, 817, 825, 1069, 1165), "program": (0, 1, 2, 3), "bus_errors": (0, 1),
+    "reset_at_any_time": (0, 1), "registers": (0,),
+}
+"""Seeds of each test; a layer's is one of the random layers on this geometry."""
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """The runner of a simulator, by its name."""
+    made = {}
+
+    def get(simulator: str):
+        if simulator not in made:
+            from seriatim.hw.top import Seriatim
+
+            made[simulator] = bench.compiled({"": Seriatim(CONFIG, simulation=True)}, simulator)
+        return made[simulator]
+
+    return get
+
+
+@pytest.mark.parametrize("test,seed", [(test, seed) for test, seeds in SEEDS.items() for seed in seeds])
+def test_in_verilator(request, runner, test, seed, tmp_path):
+    seed = seed if request.config.getoption("--seed") is None else request.config.getoption("--seed")
+    bench.run(runner("verilator"), "tb_machine", test, seed, request.node.nodeid, tmp_path)
+
+
+def test_in_icarus(request, runner, tmp_path):
+    seed = 73 if request.config.getoption("--seed") is None else request.config.getoption("--seed")
+    bench.run(runner("icarus"), "tb_machine", "layer", seed, request.node.nodeid, tmp_path)
