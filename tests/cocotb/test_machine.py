@@ -47,6 +47,7 @@ def test_in_verilator(request, runner, test, seed, tmp_path):
     bench.run(runner("verilator"), "tb_machine", test, seed, request.node.nodeid, tmp_path)
 
 
-def test_in_icarus(request, runner, tmp_path):
-    seed = 73 if request.config.getoption("--seed") is None else request.config.getoption("--seed")
+@pytest.mark.parametrize("seed", [73, 85])
+def test_in_icarus(request, runner, seed, tmp_path):
+    seed = seed if request.config.getoption("--seed") is None else request.config.getoption("--seed")
     bench.run(runner("icarus"), "tb_machine", "layer", seed, request.node.nodeid, tmp_path)
