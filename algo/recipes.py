@@ -15,7 +15,7 @@ SLB = {
     "resnet18": (
         Recipe(((32, 10), (64, 6)), rate=2e-3, images=15360, stop=8, **_ADAM),
         Recipe(((64, 5),), batch=128, rate=2e-3, images=7680, tau=(0.035, 0.003), **_ADAM),
-        Recipe(((64, 5),), batch=128, rate=1e-3, images=7680, tau=(0.01, 0.002), seed=2, **_ADAM),
+        Recipe(((64, 5),), batch=128, rate=2e-3, images=7680, tau=(0.02, 0.003), seed=2, **_ADAM),
     ),
     "resnet20": (Recipe(((32, 6),), batch=128, rate=5e-3, images=15360, **_ADAM),),
     "digits": (

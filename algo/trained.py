@@ -18,6 +18,7 @@ from seriatim.algo.export import IntegerNetwork, export_integer
 from seriatim.algo.images import resize, to_channels
 from seriatim.algo.layers import SLB
 from seriatim.algo.nets import NETS, Net, build, quantize_
+from seriatim.algo.slb import SLBWeight, logits_for
 from seriatim.algo.train import Recipe, accuracy, fit
 from seriatim.errors import ConfigError, DataError
 
@@ -93,7 +94,7 @@ def train_float(net: str, recipe: Recipe, train: Images, path: Path, log=print, 
 def copy_start(source: Net, config: SLB) -> Net:
     """A net of other widths that starts at the argmax weights and scales of `source`.
 
-    The one-bit weights +-1 are the outermost levels of every wider format, so the weights say the
+    `source` has SLB weights of one bit: +-1 are the outermost levels of every wider format, so the weights say the
     same; activations of fewer bits need the training that follows.
     """
     net = build(source.name, source.get_submodule("fc").shape[0])
@@ -105,6 +106,12 @@ def copy_start(source: Net, config: SLB) -> Net:
                 scale = quantiser.scale().float().view(-1, 1, 1, 1)
                 module.weight.copy_(quantiser.integers() * scale)
         quantize_(net, config)
+        for name, module in net.named_modules():
+            if isinstance(module, SLBWeight):  # near its level, but free to leave it
+                target = 0.9 * twins[name].integers() * float(twins[name].scale()[0])
+                one = 2 * module.tau * torch.atanh(target) if module.bits == 1 else None
+                start = logits_for(target, module.bits, module.tau) if one is None else one
+                module.logits.copy_(start)
         state, old = net.state_dict(), source.state_dict()
         kept = {k: v for k, v in old.items() if k in state and "quantiser" not in k}
         for name in list(kept):
@@ -183,28 +190,26 @@ def produce(
     return metadata
 
 
-def load_or_train(
+def load_net(
     net: str,
     quant: str = "slb",
     w: int = 1,
     a: int = 8,
     first_last: int | None = None,
     *,
-    image_size: int | None = None,
     path: Path | None = None,
     folder: Path = CACHE,
     log: Callable[[str], None] = print,
     progress: bool = True,
-) -> tuple[IntegerNetwork, Metadata]:
-    """The integer network of `net` at these widths, and what is known of its checkpoint.
+) -> tuple[Net, Metadata]:
+    """The low-bit net at these widths, and what is known of its checkpoint.
 
     In this order: `path`, the checkpoint shipped, one cached in `folder`, or a short training (at
     most a few minutes, its accuracy is measured on 1000 images and logged) that starts at the
     shipped W1A8 net and is cached. `seriatim train` runs the whole recipe instead.
 
     Raises:
-        ConfigError: an unknown net or quantiser, a width outside 1..8, or an image size that the
-            net cannot take.
+        ConfigError: an unknown net or quantiser, or a width outside 1..8.
         CheckpointError: a checkpoint that cannot be used.
     """
     config = check(net, quant, w, a, first_last)
@@ -220,11 +225,21 @@ def load_or_train(
     else:
         for candidate in (SHIPPED / name, Path(folder) / name):
             if candidate.exists():
-                model, metadata = checkpoint.load(candidate, net)
-                break
-        else:
-            model, metadata = _short(net, config, Path(folder), log, progress)
-    return export_integer(model, image_size or NETS[net].image_size), metadata
+                return checkpoint.load(candidate, net)
+        return _short(net, config, Path(folder), log, progress)
+    return model, metadata
+
+
+def load_or_train(
+    net: str, *args, image_size: int | None = None, **kw
+) -> tuple[IntegerNetwork, Metadata]:
+    """`load_net`, exported for images of `image_size` (default: the net's own).
+
+    Raises:
+        ConfigError: also an image size that the net cannot take.
+    """
+    model, metadata = load_net(net, *args, **kw)
+    return export_integer(model, image_size), metadata
 
 
 SHORT = {"resnet18": (2560, 64), "resnet20": (12800, 128), "digits": (1437, 64)}
