@@ -97,7 +97,8 @@ def run(runner, module: str, test: str, seed: int, where: str, tmp_path):
     try:
         runner.test(test_module=module, hdl_toplevel="bench", testcase=test, seed=seed, test_dir=tmp_path,
                     results_xml=str(results), timescale=TIMESCALE, log_file=log, extra_env=environment)
-        passed = len(list(xml.parse(results).iter("testcase"))) == 1
+        cases = list(xml.parse(results).iter("testcase"))
+        passed = len(cases) == 1 and all(cases[0].find(bad) is None for bad in ("failure", "error", "skipped"))
     except SystemExit:  # what the runner raises where a test or the simulator fails
         passed = False
     finally:
