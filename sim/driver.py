@@ -16,6 +16,7 @@ from seriatim.sim.executor import Executor, OpenSession, Run
 if TYPE_CHECKING:  # torch takes seconds to import
     from seriatim.algo.checkpoint import Metadata
     from seriatim.algo.export import IntegerNetwork
+    from seriatim.algo.nets import Net
 
 
 def config_of(args) -> Config:
@@ -59,8 +60,9 @@ class Step:
 
 @dataclasses.dataclass
 class Job:
-    """A network with the images that it is to be run on: integer codes (N, C, H, W) and labels."""
+    """A trained net, its integer network, and the images that it is to be run on: integer codes (N, C, H, W) and labels."""
 
+    net: "Net"
     network: "IntegerNetwork"
     metadata: "Metadata"
     images: np.ndarray
@@ -69,12 +71,13 @@ class Job:
     @classmethod
     def load(cls, args) -> "Job":
         """The network of the command line (trained, if there is none yet) and its sample images."""
-        from seriatim.algo.trained import load_or_train, sample_images
+        from seriatim.algo.export import export_integer
+        from seriatim.algo.trained import load_net, sample_images
 
-        network, metadata = load_or_train(args.net, args.quant, args.w, args.a, args.first_last, image_size=args.image,
-                                          path=args.checkpoint)
+        net, metadata = load_net(args.net, args.quant, args.w, args.a, args.first_last, path=args.checkpoint)
+        network = export_integer(net, args.image)
         images, labels = sample_images(args.net, args.images, network.image_size)
-        return cls(network, metadata, images, labels)
+        return cls(net, network, metadata, images, labels)
 
     def reference(self) -> dict[str, np.ndarray]:
         """Codes of every layer by name, from PyTorch."""
@@ -83,6 +86,14 @@ class Job:
         with torch.no_grad():
             codes = self.network.codes(torch.from_numpy(self.images.astype(np.int32)))
         return {name: tensor.numpy() for name, tensor in codes.items()}
+
+    def agreement(self, images: int = 2) -> dict[str, float]:
+        """Share of codes by layer that equal those of the float64 graph which was trained, over the first images."""
+        import torch
+
+        from seriatim.algo.export import agreement
+
+        return agreement(self.net, self.network, torch.from_numpy(self.images[:images].astype(np.int64)))
 
     def compile(self, config: Config):
         """The artefact for these images' number and size."""
@@ -109,7 +120,7 @@ def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool
 
 def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logits: np.ndarray, wall_s: float) -> dict:
     """The report of a run, as `report.json` holds it."""
-    reference = job.reference()
+    reference, agreement = job.reference(), job.agreement()
     equal = compare(runs, reference)
     *_, last = reference
     layers = []
@@ -119,7 +130,7 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
             known = number < len(run.counts.layers)
             counts = run.counts.layers[number] if known else dict.fromkeys(run.counts.total, 0)
             live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
-            layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name]))
+            layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name], agreement[layer.name]))
     total = reports.totals(config, runs, layers)
     classes = logits.reshape(len(logits), -1).argmax(1)
     seconds = sum(run.counts.wall_s for run in runs)

@@ -23,9 +23,11 @@ def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
     return {"distinct_codes": int(np.unique(codes).size), "saturated": round(saturated, 4)}
 
 
-def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_exact: bool) -> dict:
+def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_exact: bool,
+              equal_to_float: float) -> dict:
     """One layer of the report. Its `macs` are the PyTorch layer's multiply-accumulates, each worth w x a binary ones; bytes are
-    what crossed the AXI bus while the layer ran."""
+    what crossed the AXI bus while the layer ran; `equal_to_float` is the share of codes that the trained float64 graph has too.
+    """
     spent = cycles(counts)
     useful = layer.macs * layer.w * layer.a
     return {
@@ -33,7 +35,7 @@ def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_ex
         "utilisation": round(useful / (spent * config.peak), 4) if spent else 0.0,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
-        **live, "bit_exact": bit_exact,
+        **live, "equal_to_float": round(equal_to_float, 6), "bit_exact": bit_exact,
     }
 
 
@@ -90,18 +92,19 @@ def show(report: dict) -> None:
         table.add_column(column, justify="left" if column in ("layer", "output") else "right")
     for stall in stalls:
         table.add_column(stall, justify="right")
-    for column in ("KiB", "codes", "sat.", "exact"):
+    for column in ("KiB", "codes", "sat.", "= float", "exact"):
         table.add_column(column, justify="right")
     for layer in report["layers"]:
         table.add_row(
             layer["name"], "x".join(map(str, layer["shape"])), str(layer["w"]), str(layer["a"]), f"{layer['macs'] / 1e6:.1f}",
             f"{layer['cycles']:,}", f"{layer['utilisation']:.1%}", *(f"{layer['stalls'][s]:,}" for s in stalls),
             f"{layer['bytes'] / 1024:.0f}", str(layer["distinct_codes"]), f"{layer['saturated']:.1%}",
+            f"{layer['equal_to_float']:.2%}",
             "yes" if layer["bit_exact"] else "NO", style=None if layer["bit_exact"] else "bold red")
     table.add_section()
     table.add_row("total", "", "", "", f"{sum(layer['macs'] for layer in report['layers']) / 1e6:.1f}", f"{total['cycles']:,}",
                   f"{total['utilisation']:.1%}", *(f"{total['stalls'][s]:,}" for s in stalls),
-                  f"{total['dram_bytes'] / 1024:.0f}", "", "", "yes" if report["bit_exact"] else "NO")
+                  f"{total['dram_bytes'] / 1024:.0f}", "", "", "", "yes" if report["bit_exact"] else "NO")
     console.print(table)
     accuracy = report["accuracy"]
     print(f"bit-exact: {'every element of every layer equals PyTorch' if report['bit_exact'] else 'NO'}")
