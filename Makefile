@@ -13,7 +13,7 @@ SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call
 	$(call option,IMAGES,--images) $(call option,FIRST_LAST,--first-last) $(call option,OUT,--out) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test test-all cocotb lint types bench docs clean
+.PHONY: help env sim test test-all cocotb data lint types bench docs clean
 
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,13 +34,18 @@ sim: $(STAMP) ## compile a network and run it on the simulated accelerator
 	$(BIN)/seriatim sim $(SIM_OPTIONS)
 
 test: $(STAMP) ## every test but the slow ones
+	@tools/debian.sh iverilog
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(STAMP) ## the slow tests too
 	$(BIN)/python -m pytest -q -n 2
 
 cocotb: $(STAMP) ## the cocotb testbenches at the AXI ports
+	@tools/debian.sh iverilog
 	$(BIN)/seriatim cocotb $(ARGS)
+
+data: ## Fashion-MNIST, from Debian (training needs it, simulation does not)
+	@tools/debian.sh dataset-fashion-mnist
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The whole accelerator under cocotb, in Verilator and (a small layer) in Icarus."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def test_in_verilator(request, runner, test, seed, tmp_path):
     bench.run(runner("verilator"), "tb_machine", test, seed, request.node.nodeid, tmp_path)
 
 
+@pytest.mark.skipif(not shutil.which("iverilog"), reason="needs iverilog (Debian's package; tools/debian.sh installs it)")
 @pytest.mark.parametrize("seed", [73, 85])
 def test_in_icarus(request, runner, seed, tmp_path):
     seed = seed if request.config.getoption("--seed") is None else request.config.getoption("--seed")
