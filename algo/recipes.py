@@ -15,7 +15,9 @@ SLB = {
     "resnet18": (
         Recipe(((32, 10), (64, 6)), rate=2e-3, images=15360, stop=8, **_ADAM),
         Recipe(((64, 5),), batch=128, rate=2e-3, images=7680, tau=(0.035, 0.003), **_ADAM),
-        Recipe(((64, 5),), batch=128, rate=2e-3, images=7680, tau=(0.02, 0.003), seed=2, **_ADAM),
+        Recipe(
+            ((64, 14),), batch=128, rate=2e-3, images=7680, tau=(0.03, 0.003), shift=0, seed=2, **_ADAM
+        ),
     ),
     "resnet20": (Recipe(((32, 6),), batch=128, rate=5e-3, images=15360, **_ADAM),),
     "digits": (
