@@ -77,6 +77,11 @@ def _train(p: argparse.ArgumentParser) -> None:
     _network(p)
     p.add_argument("--epochs", type=whole("the number of epochs", 0), metavar="N", help="epochs (default: the recipe's)")
     p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: %(default)s)")
+    p.add_argument("--dataset", choices=("fashion-mnist", "cifar-10", "digits", "folder"),
+                   help="kind of data (default: the network's own)")
+    p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
+    p.add_argument("--reference", action="store_true", help="train the float net alike too, and write its accuracy beside")
+    p.add_argument("--threads", type=whole("the threads", 1), metavar="N", help="threads of PyTorch (default: all cores)")
     p.add_argument("--recipe", metavar="FILE", help="training recipe (default: the packaged one of the network)")
     p.add_argument("--out", metavar="FILE", help="checkpoint to write")
 
