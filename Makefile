@@ -33,12 +33,16 @@ $(STAMP): pyproject.toml
 sim: $(STAMP) ## compile a network and run it on the simulated accelerator
 	$(BIN)/seriatim sim $(SIM_OPTIONS)
 
+# Two workers with a thread each: more threads than cores would wait for one another.
+PYTEST = OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
 test: $(STAMP) ## every test but the slow ones
 	@tools/debian.sh iverilog
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP) ## the slow tests too
-	$(BIN)/python -m pytest -q -n 2
+	@tools/debian.sh iverilog
+	$(PYTEST)
 
 cocotb: $(STAMP) ## the cocotb testbenches at the AXI ports
 	@tools/debian.sh iverilog
