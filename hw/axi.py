@@ -1,6 +1,6 @@
 """AXI4 master: bursts from segments, the shared read channel, the write channel."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Array, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,6 +15,11 @@ SEGMENT = data.StructLayout({"addr": 32, "beats": 26})
 
 REQUEST = data.StructLayout({"addr": 32, "len": 8})
 """A burst, as AXI has it: `len` is one less than its beats."""
+
+
+def beat_layout(config: Config) -> data.StructLayout:
+    """A beat of the write channel."""
+    return data.StructLayout({"data": config.axi_bits, "strb": config.axi_bytes, "last": 1})
 
 
 def read_signature(config: Config) -> wiring.Signature:
@@ -32,6 +37,38 @@ def write_signature(config: Config) -> wiring.Signature:
         "wdata": Out(config.axi_bits), "wstrb": Out(config.axi_bytes), "wlast": Out(1), "wvalid": Out(1), "wready": In(1),
         "bresp": In(2), "bvalid": In(1), "bready": Out(1),
     })
+
+
+class Slice(wiring.Component):
+    """Two registers between a stream's source and a port: neither side sees the other within a cycle. Holds what it offers;
+    a payload a cycle, a cycle later.
+
+    Members
+    -------
+    i : the stream.
+    valid, payload, ready : the port.
+    """
+
+    def __init__(self, shape):
+        self.shape = shape
+        super().__init__({
+            "i": In(stream.Signature(shape)), "valid": Out(1), "payload": Out(shape), "ready": In(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        spare, spare_valid = Signal(self.shape, reset_less=True), Signal()
+        m.d.comb += self.i.ready.eq(~spare_valid)
+        with m.If(self.i.valid & self.i.ready):
+            with m.If(~self.valid | self.ready):
+                m.d.sync += [self.payload.eq(self.i.payload), self.valid.eq(1)]
+            with m.Else():
+                m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
+        with m.Elif(self.ready):
+            m.d.sync += [self.valid.eq(spare_valid), spare_valid.eq(0)]
+            with m.If(spare_valid):
+                m.d.sync += self.payload.eq(spare)
+        return m
 
 
 class Bursts(wiring.Component):
@@ -177,14 +214,18 @@ class Reader(wiring.Component):
         pop, push = Signal(), Signal()
         m.d.comb += pop.eq(valid & last)
 
-        with m.If((~bus.arvalid | bus.arready) & (in_flight != depth) & ~self.halt):
+        m.submodules.requests = requests = Slice(REQUEST)
+        m.d.comb += [
+            bus.arvalid.eq(requests.valid), bus.araddr.eq(requests.payload.addr), bus.arlen.eq(requests.payload.len),
+            requests.ready.eq(bus.arready),
+        ]
+        with m.If(requests.i.ready & (in_flight != depth) & ~self.halt):
             m.d.comb += [self.fetch.ready.eq(1), self.load.ready.eq(~self.fetch.valid)]
-        m.d.comb += push.eq((self.fetch.valid & self.fetch.ready) | (self.load.valid & self.load.ready))
-        with m.If(push):
-            chosen = Mux(self.fetch.valid, self.fetch.payload.as_value(), self.load.payload.as_value())
-            m.d.sync += [Cat(bus.araddr, bus.arlen).eq(chosen), bus.arvalid.eq(1)]
-        with m.Elif(bus.arready):
-            m.d.sync += bus.arvalid.eq(0)
+        m.d.comb += [
+            push.eq((self.fetch.valid & self.fetch.ready) | (self.load.valid & self.load.ready)),
+            requests.i.valid.eq(push),
+            requests.i.payload.eq(Mux(self.fetch.valid, self.fetch.payload.as_value(), self.load.payload.as_value())),
+        ]
         with m.If(push | pop):
             left = Signal.like(in_flight)
             m.d.comb += left.eq(in_flight - pop)
@@ -207,7 +248,7 @@ class Writer(wiring.Component):
     -------
     request : bursts, in the order of their data.
     data : their beats.
-    beat : a beat went.
+    beat : a beat went, a cycle ago.
     error : a response was SLVERR or DECERR.
     idle : every burst has been answered.
     """
@@ -233,13 +274,14 @@ class Writer(wiring.Component):
         lengths = Array(Signal(8, name=f"length_{i}", reset_less=True) for i in range(depth))
         put, get = Signal(range(depth)), Signal(range(depth))
         sent = Signal(8)
-        flush = Signal()
+        flush, went = Signal(), Signal()
+        m.d.sync += went.eq(bus.wvalid & bus.wready)
         m.d.comb += [
             bus.bready.eq(1),
             bus.awsize.eq((c.axi_bytes - 1).bit_length()),
             bus.awburst.eq(1),
             self.idle.eq(pending == 0),
-            self.beat.eq(bus.wvalid & bus.wready),
+            self.beat.eq(went),
         ]
         with m.If(self.halt):
             m.d.sync += flush.eq(1)
@@ -251,34 +293,34 @@ class Writer(wiring.Component):
             return Mux(pointer == depth - 1, 0, pointer + 1)
 
         push, pop, answered = Signal(), Signal(), Signal()
+        m.submodules.requests = requests = Slice(REQUEST)
+        m.submodules.beats = beats = Slice(beat_layout(c))
         m.d.comb += [
-            self.request.ready.eq((~bus.awvalid | bus.awready) & (pending != depth) & ~drain),
+            bus.awvalid.eq(requests.valid), bus.awaddr.eq(requests.payload.addr), bus.awlen.eq(requests.payload.len),
+            requests.ready.eq(bus.awready),
+            bus.wvalid.eq(beats.valid), bus.wdata.eq(beats.payload.data), bus.wstrb.eq(beats.payload.strb),
+            bus.wlast.eq(beats.payload.last), beats.ready.eq(bus.wready),
+            self.request.ready.eq(requests.i.ready & (pending != depth) & ~drain),
             push.eq(self.request.valid & self.request.ready),
+            requests.i.valid.eq(push),
+            requests.i.payload.eq(self.request.payload),
         ]
         with m.If(push):
-            m.d.sync += [
-                bus.awaddr.eq(self.request.payload.addr),
-                bus.awlen.eq(self.request.payload.len),
-                bus.awvalid.eq(1),
-                lengths[put].eq(self.request.payload.len),
-                put.eq(following(put)),
-            ]
-        with m.Elif(bus.awready):
-            m.d.sync += bus.awvalid.eq(0)
+            m.d.sync += [lengths[put].eq(self.request.payload.len), put.eq(following(put))]
 
-        with m.If(~bus.wvalid | bus.wready):
-            m.d.sync += bus.wvalid.eq(0)
-            with m.If(queued != 0):
-                m.d.comb += self.data.ready.eq(~drain)
-                with m.If(self.data.valid | drain):
-                    last = sent == lengths[get]
-                    m.d.sync += [bus.wvalid.eq(1), bus.wlast.eq(last), sent.eq(sent + 1)]
-                    m.d.sync += bus.wstrb.eq(Mux(drain, 0, (1 << c.axi_bytes) - 1))
-                    with m.If(~drain):
-                        m.d.sync += bus.wdata.eq(self.data.payload)
-                    with m.If(last):
-                        m.d.comb += pop.eq(1)
-                        m.d.sync += [sent.eq(0), get.eq(following(get))]
+        last = sent == lengths[get]
+        m.d.comb += [
+            self.data.ready.eq(beats.i.ready & (queued != 0) & ~drain),
+            beats.i.valid.eq((queued != 0) & (self.data.valid | drain)),
+            beats.i.payload.data.eq(self.data.payload),
+            beats.i.payload.strb.eq(Mux(drain, 0, (1 << c.axi_bytes) - 1)),
+            beats.i.payload.last.eq(last),
+        ]
+        with m.If(beats.i.valid & beats.i.ready):
+            m.d.sync += sent.eq(sent + 1)
+            with m.If(last):
+                m.d.comb += pop.eq(1)
+                m.d.sync += [sent.eq(0), get.eq(following(get))]
         m.d.sync += [answered.eq(bus.bvalid), self.error.eq(bus.bvalid & bus.bresp[1])]
         m.d.sync += [queued.eq(queued + push - pop), pending.eq(pending + push - answered)]
         return m

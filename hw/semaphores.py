@@ -1,6 +1,6 @@
 """The counting semaphores, and the ports that a unit which executes instructions has."""
 
-from amaranth.hdl import Array, Cat, Module, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -47,8 +47,7 @@ class Semaphores(wiring.Component):
     -------
     take_valid, take_mask, take_ok, lack : for each unit; `lack`: those of take_mask that are zero.
     give_valid, give_mask, give_pc : for each unit.
-    overflow, overflow_pc : bit i: unit i signalled a semaphore past its range (in the cycle after), by the instruction at
-        overflow_pc[i].
+    overflow, overflow_pc : the instruction at overflow_pc signalled a semaphore past its range (in the cycle after).
     """
 
     def __init__(self):
@@ -60,42 +59,49 @@ class Semaphores(wiring.Component):
             "give_valid": In(1).array(UNITS),
             "give_mask": In(isa.SEM_COUNT).array(UNITS),
             "give_pc": In(32).array(UNITS),
-            "overflow": Out(UNITS),
-            "overflow_pc": Out(32).array(UNITS),
+            "overflow": Out(1),
+            "overflow_pc": Out(32),
         })
 
     def elaborate(self, platform):
         m = Module()
-        counts = Array(Signal(isa.SEM_BITS, name=f"count_{s.name.lower()}") for s in isa.Sem)
-        empty = Signal(isa.SEM_COUNT)
-        m.d.comb += empty.eq(Cat(count == 0 for count in counts))
-        taken = []
+        names = [s.name.lower() for s in isa.Sem]
+        levels = [Signal(isa.SEM_BITS, name=f"level_{name}") for name in names]
+        some = Signal(isa.SEM_COUNT)  # levels above zero
         earlier = 0
         for unit in range(UNITS):
             mask = self.take_mask[unit]
-            m.d.comb += self.lack[unit].eq(mask & empty)
+            m.d.comb += self.lack[unit].eq(mask & ~some)
             m.d.comb += self.take_ok[unit].eq((self.lack[unit] == 0) & ((mask & earlier) == 0))
             own = Signal(isa.SEM_COUNT, name=f"taken_{unit}")
             with m.If(self.take_valid[unit] & self.take_ok[unit]):
                 m.d.comb += own.eq(mask)
             earlier = earlier | own
-            taken.append(own)
         given = []
         for unit in range(UNITS):
             own = Signal(isa.SEM_COUNT, name=f"given_{unit}")
             with m.If(self.give_valid[unit]):
                 m.d.comb += own.eq(self.give_mask[unit])
             given.append(own)
-        late = [Signal(isa.SEM_COUNT, name=f"late_{unit}", reset_less=True) for unit in range(UNITS)]
-        moved = Signal(isa.SEM_COUNT)
-        over = Signal(isa.SEM_COUNT)
-        m.d.comb += moved.eq(earlier | given[0] | given[1] | given[2])
+
+        # Written so that a simulator has nothing to do where nothing moves. A semaphore has at most one taker in a cycle.
+        any_given, two_given, moved = (Signal(isa.SEM_COUNT, name=name) for name in ("any_given", "two_given", "moved"))
+        m.d.comb += [
+            any_given.eq(given[0] | given[1] | given[2]),
+            two_given.eq((given[0] & given[1]) | (given[0] & given[2]) | (given[1] & given[2])),
+            moved.eq(earlier | any_given),
+        ]
+        m.d.sync += self.overflow.eq(0)
         with m.If(moved != 0):
-            for unit in range(UNITS):
-                m.d.sync += [late[unit].eq(given[unit]), self.overflow_pc[unit].eq(self.give_pc[unit])]
-            for i, count in enumerate(counts):
+            for i, level in enumerate(levels):
                 with m.If(moved[i]):
-                    more, less = (sum(mask[i] for mask in masks) for masks in (given, taken))
-                    m.d.sync += Cat(count, over[i]).eq(count + more - less)
-        m.d.comb += [self.overflow[unit].eq((over & late[unit]) != 0) for unit in range(UNITS)]
+                    m.d.sync += [
+                        level.eq(level + sum(mask[i] for mask in given) - earlier[i]),
+                        some[i].eq((level > earlier[i]) | any_given[i]),
+                    ]
+                with m.If(level.all() & any_given[i] & (two_given[i] | ~earlier[i])):
+                    m.d.sync += self.overflow.eq(1)
+                    for unit in range(UNITS):
+                        with m.If(given[unit][i]):
+                            m.d.sync += self.overflow_pc.eq(self.give_pc[unit])
         return m

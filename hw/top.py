@@ -176,11 +176,8 @@ class Seriatim(wiring.Component):
         for unit in (execute, load, store, fetch):
             with m.If(unit.error_valid):
                 m.d.comb += [failed.eq(1), what.eq(unit.error_cause), where.eq(unit.error_pc)]
-        with m.If(semaphores.overflow.any()):
-            m.d.comb += [failed.eq(1), what.eq(Cause.TOKEN_OVERFLOW)]
-            for i in units:
-                with m.If(semaphores.overflow[i]):
-                    m.d.comb += where.eq(semaphores.overflow_pc[i])
+        with m.If(semaphores.overflow):
+            m.d.comb += [failed.eq(1), what.eq(Cause.TOKEN_OVERFLOW), where.eq(semaphores.overflow_pc)]
         with m.If(running & failed & ~halt):
             m.d.sync += [halt.eq(1), cause.eq(what), error_pc.eq(where)]
         with m.If(finished | hung):
