@@ -13,7 +13,7 @@ SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call
 	$(call option,IMAGES,--images) $(call option,FIRST_LAST,--first-last) $(call option,OUT,--out) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test test-all cocotb data lint types bench docs clean
+.PHONY: help env sim test test-slow cocotb data lint types bench docs clean
 
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,9 +40,9 @@ test: $(STAMP) ## every test but the slow ones
 	@tools/debian.sh iverilog
 	$(PYTEST) -m "not slow"
 
-test-all: $(STAMP) ## the slow tests too
+test-slow: $(STAMP) ## the slow tests: cocotb, synthesis
 	@tools/debian.sh iverilog
-	$(PYTEST)
+	$(BIN)/python -m pytest -q -m slow
 
 cocotb: $(STAMP) ## the cocotb testbenches at the AXI ports
 	@tools/debian.sh iverilog
