@@ -11,7 +11,7 @@ import numpy as np
 from seriatim import isa
 from seriatim.config import Config
 from seriatim.csr import Cause
-from seriatim.errors import MachineError
+from seriatim.errors import MachineError, ProgramError
 from seriatim.formats import Kind
 from seriatim.isa import Buffer, Output, Queue, Sem
 from seriatim.sim.isasim import Machine, Stop
@@ -53,7 +53,7 @@ class Case:
 def _text(word: bytes) -> str:
     try:
         return next(iter(isa.disassemble(word)))
-    except Exception:
+    except ProgramError:
         return word.hex()
 
 
