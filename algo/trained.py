@@ -154,7 +154,7 @@ def produce(
     """The whole recipe: float net, SLB from its weights, packed checkpoint in `out`.
 
     Every stage resumes from its state in `folder`. With `reference` the float net goes on for the
-    epochs that SLB had (`recipes.ALIKE`) and its accuracy is written beside.
+    epochs that SLB had (`recipes.alike`) and its accuracy is written beside.
 
     Raises:
         ConfigError, DataError, CheckpointError: see `check`, `data.load`, `train.fit`.
@@ -180,8 +180,9 @@ def produce(
     metadata = finish(model, metadata, test, out, log)
     if reference:
         twin = train_float(net, recipes.FLOAT[net], train, start, log=log)
-        alike = recipes.ALIKE[net]
-        fit(twin, train, alike, folder / f"{net}-alike.pt", log=log, progress=progress)
+        alike = recipes.alike(stages)
+        for index, stage in enumerate(alike):
+            fit(twin, train, stage, folder / f"{net}-alike.{index}.pt", log=log, progress=progress)
         share = accuracy(twin, test, size)
         log(f"float net trained alike: {share:.4f}")
         notes = {**metadata.notes, "alike": repr(alike)}
