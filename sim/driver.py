@@ -10,6 +10,7 @@ import numpy as np
 
 from seriatim.config import Config
 from seriatim.errors import MismatchError
+from seriatim.sim import html
 from seriatim.sim import report as reports
 from seriatim.sim.executor import Executor, OpenSession, Run
 
@@ -179,9 +180,10 @@ def main_sim(args) -> int:
     with Step("comparing every layer with PyTorch"):
         report = build_report(args, config, job, artefact, executor.runs, logits, time.perf_counter() - start)
     path = reports.write(report, folder_of(args))
+    html.write(report, path.with_name("report.html"))
     artefact.save(path.with_name("artefact.zip"))
     reports.show(report)
-    print(f"report: {path}")
+    print(f"report: {path}, {path.with_name('report.html')}")
     if report["bit_exact"]:
         return 0
     wrong = [layer["name"] for layer in report["layers"] if not layer["bit_exact"]]

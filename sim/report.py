@@ -126,5 +126,10 @@ def _percent(share) -> str:
 
 
 def main(args) -> None:
-    """`seriatim report PATH`."""
-    show(load(args.path))
+    """`seriatim report PATH [--html FILE]`."""
+    report = load(args.path)
+    show(report)
+    if args.html:
+        from seriatim.sim import html
+
+        print(f"page: {html.write(report, Path(args.html))}")
