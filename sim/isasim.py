@@ -65,16 +65,16 @@ class Machine:
 
     # Addresses
 
-    def _dram(self, addr: int, size: int, limits) -> np.ndarray:
+    def _dram(self, addr: int, size: int, write: bool = False) -> np.ndarray:
         addr &= 0xFFFFFFFF
+        limits = self.write_range if write else self.read_range
         if addr % self.config.axi_bytes:
             raise Stop(Cause.DRAM_RANGE, f"address {addr:#x} is not a multiple of the beat, {self.config.axi_bytes} bytes")
         if not limits[0] <= addr <= addr + size <= limits[1]:
             raise Stop(Cause.DRAM_RANGE, f"bytes {addr:#x}..{addr + size:#x} are outside {limits[0]:#x}..{limits[1]:#x}")
         at = addr - self.base
         if at < 0 or at + size > len(self.memory):
-            cause = Cause.AXI_WRITE if limits is self.write_range else Cause.AXI_READ
-            raise Stop(cause, f"bytes {addr:#x}..{addr + size:#x}: there is no memory")
+            raise Stop(Cause.AXI_WRITE if write else Cause.AXI_READ, f"bytes {addr:#x}..{addr + size:#x}: there is no memory")
         return self.memory[at:at + size]
 
     @staticmethod
@@ -116,7 +116,7 @@ class Machine:
             size = c.wgt_word_bytes if buffer is Buffer.WGT else c.prm_word_bytes
             depth = c.wgt_words if buffer is Buffer.WGT else c.prm_words
             words = self._in(buffer.name, f["base"] + np.arange(f["words"]), depth)
-            data = self._dram(f["dram"], f["words"] * size, self.read_range)
+            data = self._dram(f["dram"], f["words"] * size)
             if buffer is Buffer.WGT:
                 self.wgt[words] = _bits(data.reshape(-1, c.n, c.k // 8), c.k)
             else:
@@ -133,7 +133,7 @@ class Machine:
                 for x in range(f["nx"]):
                     dram = f["dram"] + s * f["slice_pitch"] + y * f["y_pitch"] + x * f["x_pitch"]
                     words = self._in(buffer.name, row + x * f["words"] + np.arange(f["words"]), depth)
-                    target[words, f["slice"] + s] = _bits(self._dram(dram, size, self.read_range).reshape(f["words"], -1), c.k)
+                    target[words, f["slice"] + s] = _bits(self._dram(dram, size).reshape(f["words"], -1), c.k)
                     if buffer is Buffer.ACT:
                         self.valid[words, f["slice"] + s] = 1
         self.counters[Counter.READ_BEATS] += f["slices"] * f["ny"] * f["nx"] * size // c.axi_bytes
@@ -171,7 +171,7 @@ class Machine:
                 size = -(-(at[inside].max() + 1) // axi) * axi - first
                 if size > f["seg_bytes"]:
                     raise Stop(Cause.BUFFER_RANGE, f"{size} bytes of an image row: seg_bytes is {f['seg_bytes']}")
-                line = self._dram(f["dram"] + row * f["y_pitch"] + first, int(size), self.read_range)
+                line = self._dram(f["dram"] + row * f["y_pitch"] + first, int(size))
                 self.counters[Counter.READ_BEATS] += int(size) // axi
                 patch[:, r] = np.where(inside, line[np.where(inside, at - first, 0)], f["code"]).reshape(f["nx"], -1)
             padded = np.zeros((f["nx"], count * c.k), np.uint8)
@@ -281,7 +281,7 @@ class Machine:
                     words = self._in("OUT", at + np.arange(f["words"]), c.out_words)
                     dram = f["dram"] + s * f["slice_pitch"] + y * f["y_pitch"] + x * f["x_pitch"]
                     data = np.packbits(self.out[words, f["slice"] + s], axis=-1, bitorder="little")
-                    self._dram(dram, size, self.write_range)[:] = data.reshape(-1)
+                    self._dram(dram, size, write=True)[:] = data.reshape(-1)
                     at += f["words"]
         self.counters[Counter.WRITE_BEATS] += f["slices"] * f["ny"] * f["nx"] * size // c.axi_bytes
 
@@ -314,7 +314,7 @@ class Machine:
             while True:
                 while not ended:
                     pc = fetched
-                    if fetched >= len(program):
+                    if fetched + isa.INSTR_BYTES > len(program):
                         raise Stop(Cause.PROGRAM_RANGE, f"the program has {len(program)} bytes and no END")
                     try:
                         instr, fields = isa.decode(program[fetched:fetched + isa.INSTR_BYTES])

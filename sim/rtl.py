@@ -41,14 +41,15 @@ def library(config: Config) -> Path:
 
 
 class RtlSession(MemorySession):
-    """The RTL in Verilator, on a memory that behaves as `model` says. `verilated` is the simulation itself."""
+    """The RTL in Verilator, on a memory that behaves as `model` says. `verilated` is the simulation itself; a run that takes
+    more than `max_cycles` raises MachineError."""
 
     level = "rtl"
 
     def __init__(self, config: Config, memory_bytes: int, base: int = 0, model: MemoryModel | None = None, progress=None,
-                 library_path: Path | None = None):
+                 library_path: Path | None = None, max_cycles: int = MAX_CYCLES):
         super().__init__(config, memory_bytes, base)
-        self.progress = progress
+        self.progress, self.max_cycles = progress, max_cycles
         self.verilated = VerilatedTop(library_path or library(config), self.memory, base=base, model=model)
 
     def csr_read(self, name):
@@ -58,8 +59,9 @@ class RtlSession(MemorySession):
         self.verilated.csr_write(ADDR[name], value)
 
     def wait(self):
-        if self.verilated.run_until_irq(MAX_CYCLES, self.progress).reason is not Reason.IRQ:
-            raise MachineError(f"no interrupt within {MAX_CYCLES:,} cycles: the machine hangs, and its watchdog is off or broken")
+        if self.verilated.run_until_irq(self.max_cycles, self.progress).reason is not Reason.IRQ:
+            raise MachineError(f"no interrupt within {self.max_cycles:,} cycles: the machine hangs, and its watchdog is off or "
+                               "broken")
 
     def close(self):
         self.verilated.close()

@@ -260,7 +260,8 @@ def _with_tokens(chosen: list[tuple[str, dict]]) -> list[bytes]:
     for i, (name, fields) in enumerate(chosen):
         wait = TOKENS.get((queues[i - 1], queues[i]), 0) if i else 0
         signal = TOKENS.get((queues[i], queues[i + 1]), 0) if i + 1 < len(chosen) else 0
-        words.append(isa.encode(name, wait=wait, signal=signal, **fields))
+        tokens = dict(wait=wait | fields.get("wait", 0), signal=signal | fields.get("signal", 0))
+        words.append(isa.encode(name, **fields | tokens))
     return [*words, isa.encode("END")]
 
 
