@@ -10,7 +10,7 @@ import numpy as np
 
 from seriatim.config import Config
 from seriatim.errors import MismatchError
-from seriatim.sim import html
+from seriatim.sim import baseline, html
 from seriatim.sim import report as reports
 from seriatim.sim.executor import Executor, OpenSession, Run
 
@@ -88,6 +88,13 @@ class Job:
             codes = self.network.codes(torch.from_numpy(self.images.astype(np.int32)))
         return {name: tensor.numpy() for name, tensor in codes.items()}
 
+    def differences(self, runs: list[Run], logits: np.ndarray) -> list[str]:
+        """Names of the layers, and "the logits", of which an element differs from PyTorch."""
+        reference = self.reference()
+        *_, last = reference
+        return [name for name, equal in compare(runs, reference).items() if not equal] + (
+            [] if np.array_equal(logits, reference[last]) else ["the logits"])
+
     def agreement(self, images: int = 2) -> dict[str, float]:
         """Share of codes by layer that equal those of the float64 graph which was trained, over the first images."""
         import torch
@@ -119,7 +126,8 @@ def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool
     return equal
 
 
-def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logits: np.ndarray, wall_s: float) -> dict:
+def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logits: np.ndarray, speedup: dict | None,
+                 wall_s: float) -> dict:
     """The report of a run, as `report.json` holds it."""
     reference, agreement = job.reference(), job.agreement()
     equal = compare(runs, reference)
@@ -132,7 +140,7 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
             counts = run.counts.layers[number] if known else dict.fromkeys(run.counts.total, 0)
             live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
             layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name], agreement[layer.name]))
-    total = reports.totals(config, runs, layers)
+    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedup)
     classes = logits.reshape(len(logits), -1).argmax(1)
     seconds = sum(run.counts.wall_s for run in runs)
     return {
@@ -177,8 +185,13 @@ def main_sim(args) -> int:
     executor = Executor(config, open_session)
     with Step(f"{len(job.images)} image(s) of {job.images.shape[-1]}x{job.images.shape[-1]} on the {args.session} level"):
         logits = np.asarray(artefact.run(job.images.astype(np.int32), executor=executor))
+    wall_s = time.perf_counter() - start
+    speedup = None
+    if args.baseline and args.session != "isa" and executor.runs:
+        with Step("the same network at W8A8, to compare with"):
+            speedup = baseline.speedup(args, config, open_session, reports.counters(executor.runs))
     with Step("comparing every layer with PyTorch"):
-        report = build_report(args, config, job, artefact, executor.runs, logits, time.perf_counter() - start)
+        report = build_report(args, config, job, artefact, executor.runs, logits, speedup, wall_s)
     path = reports.write(report, folder_of(args))
     html.write(report, path.with_name("report.html"))
     artefact.save(path.with_name("artefact.zip"))

@@ -11,8 +11,13 @@ from seriatim.compiler.program import LayerInfo
 from seriatim.config import Config
 from seriatim.csr import STALLS, Counter
 from seriatim.errors import DataError
+from seriatim.sim import energy
 from seriatim.sim.executor import Run
 from seriatim.sim.session import cycles
+
+EQUAL_AREA = {1: 3.6, 2: 1.8, 4: 0.9, 8: 0.45}
+"""Bits of a weight -> throughput of the bit-serial array at 8-bit activations, as a multiple of that of an int8
+multiply-accumulate array of equal area: estimated from both arrays synthesised in Nangate45, before layout."""
 
 
 def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
@@ -26,30 +31,43 @@ def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
 def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_exact: bool,
               equal_to_float: float) -> dict:
     """One layer of the report. Its `macs` are the PyTorch layer's multiply-accumulates, each worth w x a binary ones; bytes are
-    what crossed the AXI bus while the layer ran; `equal_to_float` is the share of codes that the trained float64 graph has too.
+    what crossed the AXI bus while the layer ran; `predicted_cycles` are those of the compiler's model; `energy_uj` is by event;
+    `equal_to_float` is the share of codes that the trained float64 graph has too.
     """
     spent = cycles(counts)
     useful = layer.macs * layer.w * layer.a
     return {
         "name": layer.name, "shape": list(layer.shape), "w": layer.w, "a": layer.a, "macs": layer.macs, "cycles": spent,
+        "predicted_cycles": layer.cycles,
         "utilisation": round(useful / (spent * config.peak), 4) if spent else 0.0,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
-        **live, "equal_to_float": round(equal_to_float, 6), "bit_exact": bit_exact,
+        "energy_uj": energy.by_event(config, counts), **live, "equal_to_float": round(equal_to_float, 6), "bit_exact": bit_exact,
     }
 
 
-def totals(config: Config, runs: list[Run], layers: list[dict]) -> dict:
+def counters(runs: list[Run]) -> dict[Counter, int]:
+    """The counters of all programs that ran."""
+    return {c: sum(run.counts.total[c] for run in runs) for c in Counter}
+
+
+def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clock_mhz: float, speedup: dict | None) -> dict:
     """Sums over the programs that ran. `host_bytes`: what the host handed over for the images (weights and programs stay in
-    memory)."""
-    counts = {c: sum(run.counts.total[c] for run in runs) for c in Counter}
+    memory). `latency_ms`: of all images together, on the accelerator at `clock_mhz`; `energy_uj`: see `energy.table`; `speedup`:
+    see `baseline.speedup`."""
+    counts = counters(runs)
     macs, spent = sum(layer["macs"] * layer["w"] * layer["a"] for layer in layers), cycles(counts)
+    seconds = spent / (clock_mhz * 1e6)
     return {
-        "cycles": spent, "binary_macs": macs, "peak_binary_macs_per_cycle": config.peak,
+        "cycles": spent, "predicted_cycles": sum(run.compiled.cycles for run in runs),
+        "binary_macs": macs, "peak_binary_macs_per_cycle": config.peak,
         "utilisation": round(macs / (spent * config.peak), 4) if spent else 0.0,
+        "clock_mhz": clock_mhz, "latency_ms": round(1e3 * seconds, 4),
+        "images_per_second": round(images / seconds, 2) if spent else None,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "dram_bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
         "host_bytes": sum(run.host_bytes for run in runs),
+        "energy_uj": energy.table(config, counts), "speedup_vs_w8a8": speedup,
     }
 
 
@@ -88,23 +106,26 @@ def show(report: dict) -> None:
     title = (f"{report['net']} W{report['w']}A{report['a']} ({report['quant']}), {report['images']} image(s) on the "
              f"{config['m']}x{config['n']}x{config['k']} array ({report['level']})")
     table = Table(box=SIMPLE, title=title, title_justify="left")
-    for column in ("layer", "output", "W", "A", "MMAC", "cycles", "util."):
+    for column in ("layer", "output", "W", "A", "MMAC", "cycles", "predicted", "util."):
         table.add_column(column, justify="left" if column in ("layer", "output") else "right")
     for stall in stalls:
         table.add_column(stall, justify="right")
-    for column in ("KiB", "codes", "sat.", "= float", "exact"):
+    for column in ("KiB", "µJ", "codes", "sat.", "= float", "exact"):
         table.add_column(column, justify="right")
     for layer in report["layers"]:
         table.add_row(
             layer["name"], "x".join(map(str, layer["shape"])), str(layer["w"]), str(layer["a"]), f"{layer['macs'] / 1e6:.1f}",
-            f"{layer['cycles']:,}", f"{layer['utilisation']:.1%}", *(f"{layer['stalls'][s]:,}" for s in stalls),
-            f"{layer['bytes'] / 1024:.0f}", str(layer["distinct_codes"]), f"{layer['saturated']:.1%}",
-            f"{layer['equal_to_float']:.2%}",
+            f"{layer['cycles']:,}", f"{layer['predicted_cycles']:,}", f"{layer['utilisation']:.1%}",
+            *(f"{layer['stalls'][s]:,}" for s in stalls),
+            f"{layer['bytes'] / 1024:.0f}", f"{sum(layer['energy_uj'].values()):.1f}",
+            str(layer["distinct_codes"]), f"{layer['saturated']:.1%}", f"{layer['equal_to_float']:.2%}",
             "yes" if layer["bit_exact"] else "NO", style=None if layer["bit_exact"] else "bold red")
     table.add_section()
     table.add_row("total", "", "", "", f"{sum(layer['macs'] for layer in report['layers']) / 1e6:.1f}", f"{total['cycles']:,}",
-                  f"{total['utilisation']:.1%}", *(f"{total['stalls'][s]:,}" for s in stalls),
-                  f"{total['dram_bytes'] / 1024:.0f}", "", "", "", "yes" if report["bit_exact"] else "NO")
+                  f"{total['predicted_cycles']:,}", f"{total['utilisation']:.1%}",
+                  *(f"{total['stalls'][s]:,}" for s in stalls),
+                  f"{total['dram_bytes'] / 1024:.0f}", f"{total['energy_uj']['total']:.1f}",
+                  "", "", "", "yes" if report["bit_exact"] else "NO")
     console.print(table)
     accuracy = report["accuracy"]
     print(f"bit-exact: {'every element of every layer equals PyTorch' if report['bit_exact'] else 'NO'}")
@@ -116,9 +137,31 @@ def show(report: dict) -> None:
         print(f"on the CPU: {row['name']} ({row['op']}): {row['reason']}")
     if not report["cpu_fallback"]:
         print("on the CPU: nothing")
+    _figures(report)
     print(f"memory on chip {config['on_chip_bytes'] / 1024:.0f} KiB; AXI {config['axi_bits']} bits, "
           f"{config['latency']} cycles to the first data; "
           f"{report['sim']['cycles_per_second']:,.0f} cycles/s simulated, {report['sim']['wall_s']:.1f} s")
+
+
+def _figures(report: dict) -> None:
+    """Prints latency, energy and speed-up."""
+    total = report["totals"]
+    if total["cycles"]:
+        print(f"at {total['clock_mhz']} MHz: {total['latency_ms']:.2f} ms for {report['images']} image(s), "
+              f"{total['images_per_second']:,.1f} images/s")
+    energy_uj = total["energy_uj"]
+    parts = ", ".join(f"{name} {row['uj']:.1f}" for name, row in energy_uj["events"].items() if round(row["uj"], 1))
+    low, high = energy_uj["error"]
+    print(f"energy: {energy_uj['total']:.0f} µJ ({low:.0f} to {high:.0f}) by published figures at 45 nm: {parts}")
+    print("power of an FPGA: not estimated")
+    speedup = total["speedup_vs_w8a8"]
+    if speedup:
+        print(f"against the same network at W8A8 on this machine ({speedup['w8a8_cycles']:,} cycles, "
+              f"{speedup['w8a8_energy_uj']:.0f} µJ; its weights: {speedup['w8a8_checkpoint']}): "
+              f"{speedup['cycles']:.2f}x fewer cycles, {speedup['energy']:.2f}x less energy")
+    print("against an int8 multiply-accumulate array of equal area, estimated before layout, bit-serial has "
+          + ", ".join(f"{share}x the throughput at W{bits}" for bits, share in EQUAL_AREA.items())
+          + ": it gains at 1 and 2 weight bits and loses at 8")
 
 
 def _percent(share) -> str:

@@ -92,15 +92,25 @@ def _compile(p: argparse.ArgumentParser) -> None:
     _out(p)
 
 
-def _sim(p: argparse.ArgumentParser) -> None:
+def _compared(p: argparse.ArgumentParser) -> None:
+    """What a run is compared on: shared by sim and diverge."""
     _network(p)
     _geometry(p)
     _run(p)
     _out(p)
 
 
+def _sim(p: argparse.ArgumentParser) -> None:
+    _compared(p)
+    p.add_argument("--clock-mhz", type=whole("the clock", 1, 10_000, "MHz"), default=100, metavar="MHZ",
+                   help="clock at which the report states latency and images per second: an assumption, no measurement "
+                        "(default: %(default)s)")
+    p.add_argument("--no-baseline", dest="baseline", action="store_false",
+                   help="leave out the same network at W8A8, which the speed-up is stated against (run once, then cached)")
+
+
 def _diverge(p: argparse.ArgumentParser) -> None:
-    _sim(p)
+    _compared(p)
     p.add_argument("--layer", metavar="NAME", help="look at this layer only")
 
 
