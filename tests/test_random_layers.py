@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+from collections import Counter as Tally
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from seriatim.compiler import ir
 from seriatim.compiler.codegen import generate
 from seriatim.csr import Counter
 from seriatim.errors import SeriatimError
+from seriatim.sim import random_layers as layers
 from seriatim.sim.session import IsaSession, Program
 from seriatim.sim.verilated import MemoryModel
 
-_spec = importlib.util.spec_from_file_location("random_layers", Path(__file__).with_name("random_layers.py"))
-layers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(layers)
+_spec = importlib.util.spec_from_file_location("layer_reference", Path(__file__).with_name("layer_reference.py"))
+layer_reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(layer_reference)
 
 MEMORIES = (MemoryModel(latency=100, outstanding=8), MemoryModel(latency=3, outstanding=2, stall_percent=35, seed=7))
 """Behaviours of the memory behind the RTL: that of the published figures, and one that holds back at random."""
@@ -67,7 +70,7 @@ def run_program(session, compiled, inputs, garbage) -> tuple[np.ndarray, dict]:
 
 def check(case, rtl=None):
     """Runs one layer on every level. Raises AssertionError or SeriatimError."""
-    expected = layers.by_reference(case)
+    expected = layer_reference.by_reference(case)
     check_alive(case, expected)
     levels = {"PyTorch": partial(layers.by_torch, case)}
     compiled = generate(case.region, case.config)
@@ -126,10 +129,12 @@ def test_levels_agree(request, geometry, memory):
     machine, batches = list(layers.GEOMETRIES).index(geometry), len(layers.GEOMETRIES) * len(MEMORIES)
     first, count = option("--first"), option("--count") or COUNT
     seeds = [s for s in range(first, first + count) if s % batches == machine + memory * len(layers.GEOMETRIES)]
-    failures = []
+    failures, widths = [], Tally()
     rtl = None if option("--no-rtl") else open_rtl(geometry, MEMORIES[memory])
     for seed in seeds:
         case = layers.draw(seed)
+        if isinstance(case.layer, ir.Conv):
+            widths[case.layer.w_format.bits, case.layer.x_read.bits] += 1
         try:
             check(case, rtl)
         except (AssertionError, SeriatimError) as error:
@@ -138,3 +143,4 @@ def test_levels_agree(request, geometry, memory):
     if rtl is not None:
         rtl.close()
     assert not failures, f"{len(failures)} of {len(seeds)} layers fail:\n" + "\n".join(failures[:SHOWN])
+    assert set(widths) == set(layers.WIDTHS) or len(seeds) < layers.TURNS // 2, "not every pair of widths came up"

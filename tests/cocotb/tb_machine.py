@@ -5,8 +5,8 @@ import random
 
 import axi
 import cocotb
+import layer_reference
 import numpy as np
-import random_layers
 import random_programs
 import test_illegal as small
 from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
@@ -15,6 +15,7 @@ from seriatim import csr, isa
 from seriatim.compiler.codegen import generate
 from seriatim.csr import Cause, Counter
 from seriatim.isa import INSTR_BYTES
+from seriatim.sim import random_layers
 
 SEED = int(os.environ["SERIATIM_SEED"])
 LIMIT_US = 400
@@ -84,7 +85,7 @@ async def layer(dut):
     result = await bench.run(compiled.program, compiled.program_address, compiled.read_range, compiled.write_range)
     assert result == (Cause.NONE, 0), f"{case} stops with {result}"
     after = bench.image(len(memory))
-    same(compiled.read(after, "out"), random_layers.by_reference(case), str(case))
+    same(compiled.read(after, "out"), layer_reference.by_reference(case), str(case))
     place = compiled.places["out"]
     after[place.address:place.address + place.size] = memory[place.address:place.address + place.size]
     same(after, memory, f"{case}: outside the output")

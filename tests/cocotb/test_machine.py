@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from seriatim.sim.random_layers import GEOMETRIES
+
 HERE = Path(__file__).parent
 
 
@@ -17,8 +19,7 @@ def load(name: str, path: Path):
 
 
 bench = load("bench", HERE / "bench.py")
-random_layers = load("random_layers", HERE.parent / "random_layers.py")
-CONFIG = random_layers.GEOMETRIES["2x4x32"]
+CONFIG = GEOMETRIES["2x4x32"]
 pytestmark = [pytest.mark.rtl, pytest.mark.slow]
 SEEDS = {
     "layer": (249, 617, 649, 693, 737, 817, 825, 1069, 1165), "program": (0, 1, 2, 3), "bus_errors": (0, 1),

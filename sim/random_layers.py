@@ -1,22 +1,17 @@
-"""Constrained-random layers as the compiler's regions, and the same layers evaluated by PyTorch and by the big-integer reference.
+"""Constrained-random layers as the compiler's regions, and the same layers evaluated by PyTorch.
 
 `draw(seed)` gives one layer with its data. Everything follows from the seed: the geometry (seeds go round `GEOMETRIES`), the
-layer, the data, and requantisation parameters that spread the accumulators over the output's codes.
+layer, the data, and requantisation parameters that spread the accumulators over the output's codes. `layer_on` draws a layer that
+reads a tensor which is there already.
 """
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from seriatim.compiler import ir, legal
 from seriatim.config import Config
 from seriatim.formats import Format, Kind
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 GEOMETRIES = {
     "7x8x64": Config(),
@@ -33,6 +28,10 @@ ALIVE = 16
 """Outputs of random data from which on they must show several codes."""
 MACS = 120_000
 """Most multiply-accumulates of a layer: the big-integer reference does some tens of millions a second."""
+WIDTHS = tuple((w, a) for w in range(1, 9) for a in range(1, 9))
+"""Every pair of widths of weights and activations."""
+TURNS = 500
+"""Of so many consecutive layers of a geometry the last are convolutions with each of WIDTHS, twice in a row."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,32 @@ def draw(seed: int) -> Case:
     windows all see nothing but padding, are drawn again."""
     geometry = list(GEOMETRIES)[seed % len(GEOMETRIES)]
     rng = np.random.default_rng([seed, 0x5E51A])
+    turn = seed // len(GEOMETRIES) % TURNS - (TURNS - 2 * len(WIDTHS))
     while True:
-        kind = rng.choice(["conv", "image", "max", "sum"], p=[0.68, 0.12, 0.08, 0.12])
-        case = {"conv": _conv, "image": _conv, "max": _max_pool, "sum": _sum_pool}[kind](
-            rng, GEOMETRIES[geometry], **({"image": True} if kind == "image" else {}))
+        kind = rng.choice(KINDS, p=[0.68, 0.12, 0.08, 0.12])
+        more = {"image": True} if kind == "image" else {}
+        if turn >= 0:
+            kind, more = "conv", {"widths": WIDTHS[turn // 2]}
+        case = MAKERS[kind](rng, GEOMETRIES[geometry], **more)
         if case is not None and legal.refusal(case[0]) is None:
             return Case(seed, geometry, *case)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a layer that joins others is to read: `x` with its `codes`; `others`, of which one may be the residual."""
+
+    name: str
+    x: ir.Tensor
+    codes: np.ndarray
+    others: tuple[tuple[ir.Tensor, np.ndarray], ...]
+
+
+def layer_on(rng, config: Config, given: Given) -> ir.Layer | None:
+    """A random layer that reads `given.x` and writes a tensor of its own name, or None where what was drawn is not allowed."""
+    kind = rng.choice(["conv", "max", "sum"], p=[0.76, 0.12, 0.12])
+    case = MAKERS[kind](rng, config, given=given)
+    return None if case is None or legal.refusal(case[0]) is not None else case[0]
 
 
 def _format(rng, bits: int, kinds=(Kind.UINT, Kind.UINT, Kind.INT, Kind.BIPOLAR), step: int = 1) -> Format:
@@ -101,12 +120,18 @@ def _format(rng, bits: int, kinds=(Kind.UINT, Kind.UINT, Kind.INT, Kind.BIPOLAR)
     return Format(kind, bits, zero)
 
 
-def _read(rng, most: int = 8) -> tuple[Format, Format]:
+def _read(rng, bits: int | None = None) -> tuple[Format, Format]:
     """(stored, read): a third of the tensors are wider than their reader."""
-    bits = int(rng.integers(1, most + 1))
+    bits = bits or int(rng.integers(1, 9))
     drop = int(rng.integers(1, 17 - bits)) if rng.random() < 0.33 else 0
     stored = _format(rng, bits + drop, step=1 << drop)
     return stored, stored.top(bits)
+
+
+def _reader(rng, stored: Format) -> Format | None:
+    """What a reader may take of a tensor that is there already: all of it, or top planes of which its zero point is a code."""
+    allowed = [bits for bits in range(1, min(stored.bits, 8) + 1) if stored.zero % (1 << stored.bits - bits) == 0]
+    return None if not allowed else stored.top(allowed[-1] if rng.random() < 0.7 else _pick(rng, *allowed))
 
 
 def _pick(rng, *choices) -> int:
@@ -149,10 +174,12 @@ def _data(rng, tensor: ir.Tensor, plain: bool) -> np.ndarray:
     return rng.choice([[lo], [hi], [lo, hi]][rng.integers(3)], tensor.shape).astype(np.int32)
 
 
-def _conv(rng, config: Config, image: bool = False):
+def _conv(rng, config: Config, image: bool = False, widths: tuple[int, int] | None = None, given: Given | None = None):
     n, height, width = _size(rng)
     if image:
         height, width = int(rng.integers(1, 20)), int(rng.integers(1, 24))
+    if given:
+        n, _, height, width = given.x.shape
     kernel = tuple(_pick(rng, 1, 3, rng.integers(1, 6), rng.integers(1, 8) if image else 2) for _ in (0, 1))
     if rng.random() < 0.5:
         kernel = kernel[0], kernel[0]
@@ -160,7 +187,9 @@ def _conv(rng, config: Config, image: bool = False):
     dilation = tuple(_pick(rng, 1, 1, 1, 2, 3) for _ in (0, 1))
     padding = _padding(rng, kernel, dilation)
     groups = 1
-    if image:
+    if given:
+        kernel, stride, padding, dilation, groups, c, out = _conv_of(rng, config, given, kernel, stride, padding, dilation)
+    elif image:
         c, out = _pick(rng, 1, 3, 3, 4, rng.integers(1, 10)), int(rng.integers(1, 3 * config.n + 2))
     else:
         c = _channels(rng, config.k)
@@ -175,60 +204,88 @@ def _conv(rng, config: Config, image: bool = False):
     shape = n, out, *out_hw
     if not _fits(shape) or n * c * height * width > 20_000 or np.prod(shape) * (c // groups) * np.prod(kernel) > MACS:
         return None
-    stored, reader = _read(rng)
-    if image:
+    stored, reader = _read(rng, widths and widths[1])
+    if given:
+        stored, reader = given.x.format, _reader(rng, given.x.format)
+        if reader is None:
+            return None
+    elif image:
         stored = _format(rng, 8, (Kind.UINT,))
         reader = stored
         if stored.zero == 0 and rng.random() < 0.2:
             reader = stored.top(int(rng.integers(1, 9)))
-    w_format = _format(rng, int(rng.integers(1, 9)), (Kind.BIPOLAR, Kind.BIPOLAR, Kind.INT, Kind.UINT))
+    w_format = _format(rng, widths[0] if widths else int(rng.integers(1, 9)), (Kind.BIPOLAR, Kind.BIPOLAR, Kind.INT, Kind.UINT))
     w_format = Format(w_format.kind, w_format.bits)
     plain = rng.random() < 0.88
-    x = ir.Tensor("x", (n, c, height, width), stored, "image" if image else "planes")
+    x = given.x if given else ir.Tensor("x", (n, c, height, width), stored, "image" if image else "planes")
     w_shape = out, c // groups, *kernel
     if plain or rng.random() < 0.5:
         codes = rng.integers(w_format.lo, w_format.hi + 1, w_shape)
     else:
         codes = np.full(w_shape, w_format.lo if rng.random() < 0.5 else w_format.hi)
     w = w_format.value(codes).astype(np.int32)
-    inputs = {"x": _data(rng, x, plain)}
+    inputs = {"x": given.codes if given else _data(rng, x, plain)}
     res = None
-    if rng.random() < 0.3:
+    if given:
+        fitting = [pair for pair in given.others if pair[0].shape == shape]
+        if fitting and rng.random() < 0.7:
+            res, inputs["res"] = fitting[rng.integers(len(fitting))]
+    elif rng.random() < 0.3:
         res = ir.Tensor("res", shape, _format(rng, int(rng.integers(1, 17))))
         inputs["res"] = _data(rng, res, plain)
     acc = ir.convolve(ir.read(inputs["x"], stored, reader), w, stride, padding, dilation, groups)
     if not acc.any() and acc.size >= ALIVE:
         return None
-    y, requant = _requant(rng, acc, res and ir.read(inputs["res"], res.format, res.format), shape, per_position=False)
-    return ir.Conv("conv", x, reader, w, w_format, stride, padding, dilation, groups, requant, res, y), inputs, plain
+    name = given.name if given else "conv"
+    y, requant = _requant(rng, acc, res and ir.read(inputs["res"], res.format, res.format), shape, False, given)
+    return ir.Conv(name, x, reader, w, w_format, stride, padding, dilation, groups, requant, res, y), inputs, plain
 
 
-def _pool_shape(rng, config: Config):
+def _conv_of(rng, config: Config, given: Given, kernel, stride, padding, dilation):
+    """(kernel, stride, padding, dilation, groups, c, out) of a convolution of `given.x`; half of them keep the map's size, and
+    most of those take the channels of a tensor that could be their residual."""
+    c = given.x.shape[1]
+    out = int(rng.integers(1, config.k + config.n))
+    if rng.random() < 0.5:
+        size = _pick(rng, 1, 3, 3, 5)
+        kernel, stride, dilation, padding = (size, size), (1, 1), (1, 1), (size // 2,) * 4
+        near = [t.shape[1] for t, _ in given.others if t.shape[0] == given.x.shape[0] and t.shape[2:] == given.x.shape[2:]]
+        out = _pick(rng, *near) if near and rng.random() < 0.8 else out
+    groups = _pick(rng, 1, 1, 1, *(g for g in range(1, c + 1) if c % g == 0))
+    if out % groups:
+        out = -(-out // groups) * groups
+    return kernel, stride, padding, dilation, groups, c, out
+
+
+def _pool_shape(rng, config: Config, given: Given | None):
     n, height, width = _size(rng)
     c = _channels(rng, config.k)
+    if given:
+        n, c, height, width = given.x.shape
     kernel = tuple(int(rng.integers(1, 5)) for _ in (0, 1))
     return n, c, height, width, kernel, tuple(_pick(rng, 1, 2, 2, 3) for _ in (0, 1))
 
 
-def _max_pool(rng, config: Config):
-    n, c, height, width, kernel, stride = _pool_shape(rng, config)
+def _max_pool(rng, config: Config, given: Given | None = None):
+    n, c, height, width, kernel, stride = _pool_shape(rng, config, given)
     dilation = tuple(_pick(rng, 1, 1, 1, 2) for _ in (0, 1))
     padding = _padding(rng, kernel, dilation, most=1)
     shape = n, c, *ir.window_shape((height, width), kernel, stride, padding, dilation)
     if not _fits(shape) or n * c * height * width > 20_000:
         return None
     plain = rng.random() < 0.9
-    x = ir.Tensor("x", (n, c, height, width), _format(rng, int(rng.integers(1, 17))))
-    inputs = {"x": _data(rng, x, plain)}
+    x = given.x if given else ir.Tensor("x", (n, c, height, width), _format(rng, int(rng.integers(1, 17))))
+    inputs = {"x": given.codes if given else _data(rng, x, plain)}
     if plain and np.prod(shape) >= ALIVE:
         largest = ir.windows(inputs["x"], kernel, stride, padding, dilation, x.lo).max(axis=(4, 5))
         if np.ptp(largest) == 0:
             return None
-    return ir.MaxPool("pool", x, kernel, stride, padding, dilation, ir.Tensor("out", shape, x.format)), inputs, plain
+    name, out = (given.name, given.name) if given else ("pool", "out")
+    return ir.MaxPool(name, x, kernel, stride, padding, dilation, ir.Tensor(out, shape, x.format)), inputs, plain
 
 
-def _sum_pool(rng, config: Config):
-    n, c, height, width, kernel, stride = _pool_shape(rng, config)
+def _sum_pool(rng, config: Config, given: Given | None = None):
+    n, c, height, width, kernel, stride = _pool_shape(rng, config, given)
     padding = _padding(rng, kernel, (1, 1))
     if rng.random() < 0.4:
         kernel, padding, stride = (height, width), (0, 0, 0, 0), (1, 1)
@@ -236,18 +293,25 @@ def _sum_pool(rng, config: Config):
     if not _fits(shape) or n * c * height * width > 20_000:
         return None
     plain = rng.random() < 0.9
-    stored, reader = _read(rng)
-    x = ir.Tensor("x", (n, c, height, width), stored)
-    inputs = {"x": _data(rng, x, plain)}
+    stored, reader = (given.x.format, _reader(rng, given.x.format)) if given else _read(rng)
+    if reader is None:
+        return None
+    x = given.x if given else ir.Tensor("x", (n, c, height, width), stored)
+    inputs = {"x": given.codes if given else _data(rng, x, plain)}
     acc = ir.windows(ir.read(inputs["x"], stored, reader), kernel, stride, padding, (1, 1), 0).sum(axis=(4, 5))
-    y, requant = _requant(rng, acc, None, shape, per_position=rng.random() < 0.3)
-    return ir.SumPool("pool", x, reader, kernel, stride, padding, requant, y), inputs, plain
+    y, requant = _requant(rng, acc, None, shape, rng.random() < 0.3, given)
+    return ir.SumPool(given.name if given else "pool", x, reader, kernel, stride, padding, requant, y), inputs, plain
 
 
-def _requant(rng, acc, res, shape, per_position: bool) -> tuple[ir.Tensor, ir.Requant]:
+KINDS = ["conv", "image", "max", "sum"]
+MAKERS = {"conv": _conv, "image": _conv, "max": _max_pool, "sum": _sum_pool}
+
+
+def _requant(rng, acc, res, shape, per_position: bool, given: Given | None) -> tuple[ir.Tensor, ir.Requant]:
     """The output tensor, and parameters that spread `acc` (and `res`) over its codes, with any shift that the sizes allow."""
+    out = given.name if given else "out"
     if rng.random() < 0.12:
-        y = ir.Tensor("out", shape, None, "int32")
+        y = ir.Tensor(out, shape, None, "int32")
         lo, hi = ir.INT32
         if rng.random() < 0.5 and res is None and not per_position:
             return y, ir.Requant(np.ones(shape[1], np.int32), np.zeros(shape[1], np.int64), 0, lo, hi)
@@ -255,7 +319,7 @@ def _requant(rng, acc, res, shape, per_position: bool) -> tuple[ir.Tensor, ir.Re
         middle = float(rng.uniform(-1, 1)) * (2**32 - span) / 2
     else:
         fmt = _format(rng, int(rng.choice([rng.integers(1, 9), rng.integers(1, 17)])))
-        y = ir.Tensor("out", shape, fmt)
+        y = ir.Tensor(out, shape, fmt)
         lo, hi = fmt.lo, fmt.hi
         if rng.random() < 0.2 and fmt.bits > 1:
             lo += int(rng.integers(0, 1 << fmt.bits - 1))  # ReLU and its like
@@ -285,47 +349,40 @@ def _requant(rng, acc, res, shape, per_position: bool) -> tuple[ir.Tensor, ir.Re
     return y, ir.Requant(m.astype(np.int32), b, shift, lo, hi, m2)
 
 
-# Evaluation
-
 def by_torch(case: Case) -> np.ndarray:
     """The layer's output as PyTorch's integer operators compute it."""
     import torch
 
+    tensors = {name: torch.from_numpy(codes) for name, codes in case.inputs.items()}
+    return apply_torch(case.layer, torch_constants(case.layer), tensors["x"], tensors.get("res")).numpy()
+
+
+def torch_constants(layer: ir.Layer) -> dict:
+    """Weights `w`, and `m` and `b` of the requantisation, as tensors; those that the layer has."""
+    import torch
+
+    arrays = {"w": getattr(layer, "w", None)}
+    if not isinstance(layer, ir.MaxPool):
+        arrays |= {"m": layer.requant.m, "b": layer.requant.b}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+
+
+def apply_torch(layer: ir.Layer, constants: dict, x, res):
+    """The layer on int32 tensors of codes, in PyTorch's integer operators; `res` is None where it has no residual."""
+    import torch
+
     import seriatim.algo.ops  # noqa: F401  registers torch.ops.seriatim
 
-    ops, layer = torch.ops.seriatim, case.layer
-    tensors = {name: torch.from_numpy(codes) for name, codes in case.inputs.items()}
-    x = tensors["x"]
+    ops = torch.ops.seriatim
     if isinstance(layer, ir.MaxPool):
-        return ops.qmaxpool2d(x, layer.kernel, layer.stride, layer.padding, layer.dilation, str(layer.x.format), "pool").numpy()
+        return ops.qmaxpool2d(x, layer.kernel, layer.stride, layer.padding, layer.dilation, str(layer.x.format), layer.name)
     x_format = f"{layer.x.format}:{layer.x_read}"
     if isinstance(layer, ir.SumPool):
         acc = ops.qsumpool2d(x, layer.kernel, layer.stride, layer.padding, x_format)
     else:
-        acc = ops.qconv2d(x, torch.from_numpy(layer.w), layer.stride, layer.padding, layer.dilation, layer.groups, x_format,
+        acc = ops.qconv2d(x, constants["w"], layer.stride, layer.padding, layer.dilation, layer.groups, x_format,
                           str(layer.w_format))
-    q = layer.requant
-    m, b = torch.from_numpy(q.m), torch.from_numpy(q.b)
-    if getattr(layer, "res", None) is None:
-        return ops.requant(acc, m, b, q.shift, q.lo, q.hi, layer.name).numpy()
-    return ops.requant_add(acc, tensors["res"], m, b, q.m2, q.shift, q.lo, q.hi, str(layer.res.format), layer.name).numpy()
-
-
-def by_reference(case: Case) -> np.ndarray:
-    """The layer's output by the big-integer reference (int64, though no step computes in it)."""
-    layer, x = case.layer, case.inputs["x"].tolist()
-    if isinstance(layer, ir.MaxPool):
-        out = reference.max_pool(x, str(layer.x.format), layer.kernel, layer.stride, layer.padding, layer.dilation)
-        return np.array(out, np.int64)
-    stored, bits = str(layer.x.format), layer.x_read.bits
-    if isinstance(layer, ir.SumPool):
-        acc = reference.sum_pool(x, stored, bits, layer.kernel, layer.stride, layer.padding)
-    else:
-        acc = reference.conv(x, stored, bits, layer.w.tolist(), layer.stride, layer.padding, layer.dilation, layer.groups)
-    q = layer.requant
-    m, b = q.m, q.b
-    if q.per_position and len(m) == 1:
-        m, b = (np.broadcast_to(p, layer.out.shape[1:]) for p in (m, b))
-    res = getattr(layer, "res", None)
-    more = (case.inputs["res"].tolist(), str(res.format), q.m2) if res else ()
-    return np.array(reference.requant(acc, m.tolist(), b.tolist(), q.shift, q.lo, q.hi, *more), np.int64)
+    q, m, b = layer.requant, constants["m"], constants["b"]
+    if res is None:
+        return ops.requant(acc, m, b, q.shift, q.lo, q.hi, layer.name)
+    return ops.requant_add(acc, res, m, b, q.m2, q.shift, q.lo, q.hi, str(layer.res.format), layer.name)

@@ -1,0 +1,32 @@
+"""The random layers of `seriatim.sim.random_layers`, evaluated by the big-integer reference."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from seriatim.compiler import ir
+
+_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+
+def by_reference(case) -> np.ndarray:
+    """The layer's output by the big-integer reference (int64, though no step computes in it)."""
+    layer, x = case.layer, case.inputs["x"].tolist()
+    if isinstance(layer, ir.MaxPool):
+        out = reference.max_pool(x, str(layer.x.format), layer.kernel, layer.stride, layer.padding, layer.dilation)
+        return np.array(out, np.int64)
+    stored, bits = str(layer.x.format), layer.x_read.bits
+    if isinstance(layer, ir.SumPool):
+        acc = reference.sum_pool(x, stored, bits, layer.kernel, layer.stride, layer.padding)
+    else:
+        acc = reference.conv(x, stored, bits, layer.w.tolist(), layer.stride, layer.padding, layer.dilation, layer.groups)
+    q = layer.requant
+    m, b = q.m, q.b
+    if q.per_position and len(m) == 1:
+        m, b = (np.broadcast_to(p, layer.out.shape[1:]) for p in (m, b))
+    res = getattr(layer, "res", None)
+    more = (case.inputs["res"].tolist(), str(res.format), q.m2) if res else ()
+    return np.array(reference.requant(acc, m.tolist(), b.tolist(), q.shift, q.lo, q.hi, *more), np.int64)
