@@ -13,7 +13,7 @@ SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call
 	$(call option,IMAGES,--images) $(call option,FIRST_LAST,--first-last) $(call option,OUT,--out) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test test-slow cocotb data lint types bench docs clean
+.PHONY: help env sim test test-slow cocotb soak data lint types bench docs clean
 
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,9 @@ test-slow: $(STAMP) ## the slow tests: cocotb, synthesis
 cocotb: $(STAMP) ## the cocotb testbenches at the AXI ports
 	@tools/debian.sh iverilog
 	$(BIN)/seriatim cocotb $(ARGS)
+
+soak: $(STAMP) ## random nets on every level until the time is over: MINUTES=10
+	$(BIN)/seriatim soak $(call option,MINUTES,--minutes) $(ARGS)
 
 data: ## Fashion-MNIST, from Debian (training needs it, simulation does not)
 	@tools/debian.sh dataset-fashion-mnist

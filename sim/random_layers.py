@@ -98,7 +98,7 @@ def draw(seed: int) -> Case:
 
 @dataclass(frozen=True)
 class Given:
-    """What a layer that joins others is to read: `x` with its `codes`; `others`, of which one may be the residual."""
+    """What a layer that joins others is to read: `x` with its `codes`; `others` may be its residual, if one fits."""
 
     name: str
     x: ir.Tensor
@@ -113,7 +113,7 @@ def layer_on(rng, config: Config, given: Given) -> ir.Layer | None:
     return None if case is None or legal.refusal(case[0]) is not None else case[0]
 
 
-def _format(rng, bits: int, kinds=(Kind.UINT, Kind.UINT, Kind.INT, Kind.BIPOLAR), step: int = 1) -> Format:
+def random_format(rng, bits: int, kinds=(Kind.UINT, Kind.UINT, Kind.INT, Kind.BIPOLAR), step: int = 1) -> Format:
     """A linear format; the zero point of a third of the uints is a multiple of `step`."""
     kind = kinds[rng.integers(len(kinds))]
     zero = int(rng.integers(0, 1 << bits)) // step * step if kind is Kind.UINT and rng.random() < 0.33 else 0
@@ -124,7 +124,7 @@ def _read(rng, bits: int | None = None) -> tuple[Format, Format]:
     """(stored, read): a third of the tensors are wider than their reader."""
     bits = bits or int(rng.integers(1, 9))
     drop = int(rng.integers(1, 17 - bits)) if rng.random() < 0.33 else 0
-    stored = _format(rng, bits + drop, step=1 << drop)
+    stored = random_format(rng, bits + drop, step=1 << drop)
     return stored, stored.top(bits)
 
 
@@ -210,11 +210,12 @@ def _conv(rng, config: Config, image: bool = False, widths: tuple[int, int] | No
         if reader is None:
             return None
     elif image:
-        stored = _format(rng, 8, (Kind.UINT,))
+        stored = random_format(rng, 8, (Kind.UINT,))
         reader = stored
         if stored.zero == 0 and rng.random() < 0.2:
             reader = stored.top(int(rng.integers(1, 9)))
-    w_format = _format(rng, widths[0] if widths else int(rng.integers(1, 9)), (Kind.BIPOLAR, Kind.BIPOLAR, Kind.INT, Kind.UINT))
+    w_bits = widths[0] if widths else int(rng.integers(1, 9))
+    w_format = random_format(rng, w_bits, (Kind.BIPOLAR, Kind.BIPOLAR, Kind.INT, Kind.UINT))
     w_format = Format(w_format.kind, w_format.bits)
     plain = rng.random() < 0.88
     x = given.x if given else ir.Tensor("x", (n, c, height, width), stored, "image" if image else "planes")
@@ -231,7 +232,7 @@ def _conv(rng, config: Config, image: bool = False, widths: tuple[int, int] | No
         if fitting and rng.random() < 0.7:
             res, inputs["res"] = fitting[rng.integers(len(fitting))]
     elif rng.random() < 0.3:
-        res = ir.Tensor("res", shape, _format(rng, int(rng.integers(1, 17))))
+        res = ir.Tensor("res", shape, random_format(rng, int(rng.integers(1, 17))))
         inputs["res"] = _data(rng, res, plain)
     acc = ir.convolve(ir.read(inputs["x"], stored, reader), w, stride, padding, dilation, groups)
     if not acc.any() and acc.size >= ALIVE:
@@ -274,7 +275,7 @@ def _max_pool(rng, config: Config, given: Given | None = None):
     if not _fits(shape) or n * c * height * width > 20_000:
         return None
     plain = rng.random() < 0.9
-    x = given.x if given else ir.Tensor("x", (n, c, height, width), _format(rng, int(rng.integers(1, 17))))
+    x = given.x if given else ir.Tensor("x", (n, c, height, width), random_format(rng, int(rng.integers(1, 17))))
     inputs = {"x": given.codes if given else _data(rng, x, plain)}
     if plain and np.prod(shape) >= ALIVE:
         largest = ir.windows(inputs["x"], kernel, stride, padding, dilation, x.lo).max(axis=(4, 5))
@@ -318,7 +319,7 @@ def _requant(rng, acc, res, shape, per_position: bool, given: Given | None) -> t
         span = 2.0 ** rng.uniform(6, 32)
         middle = float(rng.uniform(-1, 1)) * (2**32 - span) / 2
     else:
-        fmt = _format(rng, int(rng.choice([rng.integers(1, 9), rng.integers(1, 17)])))
+        fmt = random_format(rng, int(rng.choice([rng.integers(1, 9), rng.integers(1, 17)])))
         y = ir.Tensor(out, shape, fmt)
         lo, hi = fmt.lo, fmt.hi
         if rng.random() < 0.2 and fmt.bits > 1:

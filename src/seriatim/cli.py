@@ -114,6 +114,12 @@ def _diverge(p: argparse.ArgumentParser) -> None:
     p.add_argument("--layer", metavar="NAME", help="look at this layer only")
 
 
+def _soak(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--minutes", type=whole("the minutes", 1), default=10, metavar="N",
+                   help="how long (default: %(default)s)")
+    p.add_argument("--seed", type=whole("the seed", 0), metavar="N", help="run this net alone: replays a failure")
+
+
 def _report(p: argparse.ArgumentParser) -> None:
     p.add_argument("path", metavar="REPORT", help="a report.json, or the folder of a run")
     p.add_argument("--html", metavar="FILE", help="write the report as one HTML page too")
@@ -163,6 +169,7 @@ VERBS = {
     "compile": Verb("compile a network to an artefact", "seriatim.compiler.driver:main_compile", _compile),
     "sim": Verb("compile a network, run it on the simulated accelerator, compare, report", "seriatim.sim.driver:main_sim", _sim),
     "diverge": Verb("find the first layer, tile and bit at which two levels differ", "seriatim.sim.diverge:main", _diverge),
+    "soak": Verb("run random nets on every level until the time is over", "seriatim.sim.soak:main", _soak),
     "report": Verb("show the report of a run", "seriatim.sim.report:main", _report),
     "emit": Verb("write the accelerator as one Verilog file", "seriatim.hw.convert:main_emit", _emit),
     "asm": Verb("assemble a program", "seriatim.isa:main_asm", _asm),
