@@ -77,10 +77,11 @@ def generate(region: ir.Region, config: Config) -> Compiled:
     limit = memory.size
     builder = schedule.Builder(config)
     written: dict[str, int] = {}
-    firsts, loads, notes = [], [], []
+    firsts, loads, stores, notes = [], [], [], []
     for index, job in enumerate(jobs):
         firsts.append(builder.executes)
         loads.append(builder.loads)
+        stores.append(builder.stores)
         if index < config.marks:
             builder.execute("MARK", dict(layer=index), {}, None, 0)
         loaded = builder.elapsed(firsts[-2]) + builder.load_cycles(loads[-2]) if index else 0
@@ -95,7 +96,8 @@ def generate(region: ir.Region, config: Config) -> Compiled:
     if memory.size > 1 << 32:
         raise CompileError(f"{memory.size} bytes of memory: addresses have 32 bits; use a smaller batch or image")
     starts = [builder.queues[Queue.EXEC][first].start for first in firsts] + [cycles]
-    infos = tuple(_info(job, i, config, starts[i + 1] - starts[i]) for i, job in enumerate(jobs))
+    infos = tuple(_info(job, i, config, starts[i + 1] - starts[i], first)
+                  for i, (job, first) in enumerate(zip(jobs, zip(loads, firsts, stores))))
     return Compiled(config, program, address, image, places, infos, tuple(t.name for t in region.inputs),
                     tuple(t.name for t in region.outputs), (0, limit), (write_base, limit), memory.size, cycles, tuple(notes))
 
@@ -105,7 +107,7 @@ def _place(tensor: ir.Tensor, memory: _Memory, config: Config, role: str) -> Pla
     return Place(tensor, memory.reserve(size), size, role)
 
 
-def _info(job: Job, index: int, config: Config, cycles: int) -> LayerInfo:
+def _info(job: Job, index: int, config: Config, cycles: int, first: tuple[int, int, int]) -> LayerInfo:
     layer = job.layer
     kind = type(layer).__name__.lower()
     w = layer.w_format.bits if isinstance(layer, ir.Conv) else 1 if isinstance(layer, ir.SumPool) else 0
@@ -114,4 +116,4 @@ def _info(job: Job, index: int, config: Config, cycles: int) -> LayerInfo:
         job.plan.band_rows * job.work.x.out for _ in job.plan.waves)
     mark = index if index < config.marks else None
     return LayerInfo(layer.name, kind, layer.out.shape, mark, w, reader.bits, getattr(layer, "k", 0), layer.macs,
-                     layer.binary_macs, layer.out.name, cycles, steps, job.weight_bytes)
+                     layer.binary_macs, layer.out.name, cycles, steps, job.weight_bytes, first)

@@ -32,7 +32,8 @@ class Place:
 class LayerInfo:
     """A row of the layer table. `mark` is the number of the layer's MARK, None where there is none; `w` and `a` are bits;
     `k` products are summed for each output; `macs` and `binary_macs` are the PyTorch layer's; `steps` is the words that the
-    array (or the pool) takes, and `cycles` what the compiler's model expects."""
+    array (or the pool) takes, and `cycles` what the compiler's model expects. `first`: numbers of its first load, execute and
+    store instruction, each in its queue."""
 
     name: str
     kind: str
@@ -47,6 +48,7 @@ class LayerInfo:
     cycles: int
     steps: int
     wgt_bytes: int
+    first: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Compiled:
         return cls(
             Config(**head["config"]), body[start:middle], head["program_address"], body[middle:],
             {place.tensor.name: place for place in places},
-            tuple(LayerInfo(**row | {"shape": tuple(row["shape"])}) for row in head["layers"]),
+            tuple(LayerInfo(**row | {name: tuple(row[name]) for name in ("shape", "first")}) for row in head["layers"]),
             tuple(head["inputs"]), tuple(head["outputs"]), tuple(head["read_range"]), tuple(head["write_range"]),
             head["memory_bytes"], head["cycles"], tuple(head["notes"]),
         )

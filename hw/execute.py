@@ -83,12 +83,13 @@ class Execute(wiring.Component):
             "busy": Out(1),
             "clear": In(1),
         })
+        self.sequencer = Sequencer(c)
 
     def elaborate(self, platform):
         m = Module()
         c = self.config
         reset = ResetInserter(self.clear)
-        dispatch, sequencer, drain = Dispatch(c), Sequencer(c), Drain(c)
+        dispatch, sequencer, drain = Dispatch(c), self.sequencer, Drain(c)
         array, pool = Array(c, self.simulation), Pool(c)
         m.submodules.dispatch = reset(dispatch)
         m.submodules.sequencer = reset(sequencer)

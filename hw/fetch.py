@@ -39,12 +39,14 @@ class InstructionQueue(wiring.Component):
             "head": Out(stream.Signature(QUEUED)),
             "empty": Out(1),
         })
+        self.count = Signal(range(depth + 1))
+        """Instructions behind the head."""
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.memory = words = memory.Memory(shape=QUEUED, depth=self.depth, init=[])
         put, get = Signal(range(self.depth)), Signal(range(self.depth))
-        count = Signal(range(self.depth + 1))
+        count = self.count
         move = Signal()
         m.d.comb += [
             self.full.eq(count == self.depth),
@@ -120,6 +122,7 @@ class Fetch(wiring.Component):
             "error_pc": Out(32),
             "halt": In(1),
         })
+        self.queues = {q: InstructionQueue(c.queue) for q in (Queue.LOAD, Queue.EXEC, Queue.STORE)}
 
     def elaborate(self, platform):
         m = Module()
@@ -169,10 +172,10 @@ class Fetch(wiring.Component):
         word = read.data
         unknown, broken = Signal(reset_less=True), Signal(reset_less=True)
         queue = Signal(Queue, reset_less=True)
-        queues = {}
-        for q in (Queue.LOAD, Queue.EXEC, Queue.STORE):
+        queues = self.queues
+        for q in queues:
             name = q.name.lower()
-            m.submodules[name] = queues[q] = InstructionQueue(c.queue)
+            m.submodules[name] = queues[q]
             wiring.connect(m, wiring.flipped(getattr(self, name)), queues[q].head)
             m.d.comb += [queues[q].word.eq(word), queues[q].pc.eq(self.pc), getattr(self, f"{name}_empty").eq(queues[q].empty)]
         error, cause = Signal(), Signal(Cause)

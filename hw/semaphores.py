@@ -62,11 +62,11 @@ class Semaphores(wiring.Component):
             "overflow": Out(1),
             "overflow_pc": Out(32),
         })
+        self.levels = [Signal(isa.SEM_BITS, name=f"level_{s.name.lower()}") for s in isa.Sem]
 
     def elaborate(self, platform):
         m = Module()
-        names = [s.name.lower() for s in isa.Sem]
-        levels = [Signal(isa.SEM_BITS, name=f"level_{name}") for name in names]
+        levels = self.levels
         some = Signal(isa.SEM_COUNT)  # levels above zero
         earlier = 0
         for unit in range(UNITS):

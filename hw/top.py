@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
 from seriatim.csr import Cause, Counter
+from seriatim.isa import Queue
 
 from . import axi
 from .buffers import Banks, Flags
@@ -14,7 +15,8 @@ from .csr import LITE, Registers
 from .execute import Execute
 from .fetch import Fetch
 from .load import Load, param_layout
-from .semaphores import Semaphores
+from .observe import observe, observe_signature
+from .semaphores import UNITS, Semaphores
 from .store import Store
 
 LOAD, EXEC, STORE = 1, 0, 2
@@ -31,16 +33,17 @@ class Seriatim(wiring.Component):
     Members
     -------
     s_axil : AXI4-Lite slave. m_axi : AXI4 master. irq : interrupt, level.
+    observe : what a trace is made of (`observe=True` alone).
     """
 
-    def __init__(self, config: Config, simulation: bool = False):
-        self.config, self.simulation = config, simulation
+    def __init__(self, config: Config, simulation: bool = False, observe: bool = False):
+        self.config, self.simulation, self.observed = config, simulation, observe
         read, write = axi.read_signature(config), axi.write_signature(config)
         super().__init__({
             "s_axil": In(LITE),
             "m_axi": Out(wiring.Signature({**read.members, **write.members})),
             "irq": Out(1),
-        })
+        } | ({"observe": Out(observe_signature(config))} if observe else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -137,6 +140,9 @@ class Seriatim(wiring.Component):
         m.d.comb += [mine.eq(its) for mine, its in zip(registers.counters, counters.values)]
 
         self._control(m, registers, start, running, halt, units, fetch, semaphores, reader, writer)
+        if self.observed:
+            queues = [fetch.queues[{LOAD: Queue.LOAD, EXEC: Queue.EXEC, STORE: Queue.STORE}[i]] for i in range(UNITS)]
+            m.d.comb += observe(self.observe, [units[i] for i in range(UNITS)], queues, semaphores, running, counters, execute)
         return m
 
     def _control(self, m, registers, start, running, halt, units, fetch, semaphores, reader, writer):

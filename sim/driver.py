@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seriatim.config import Config
-from seriatim.errors import MismatchError
+from seriatim.errors import ConfigError, MismatchError
 from seriatim.sim import baseline, html
 from seriatim.sim import report as reports
 from seriatim.sim.executor import Executor, OpenSession, Run
@@ -26,8 +26,12 @@ def config_of(args) -> Config:
     return dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
 
 
-def opener(level: str, latency: int = 100, outstanding: int = 8, library: Path | None = None) -> OpenSession:
-    """Opens sessions of a level: "rtl" (the Verilated machine, its memory as given) or "isa"."""
+def opener(level: str, latency: int = 100, outstanding: int = 8, library: Path | None = None,
+           observe: bool = False) -> OpenSession:
+    """Opens sessions of a level: "rtl" (the Verilated machine, its memory as given) or "isa". `observe`: they remember what a
+    trace is made of; raises ConfigError where the level cannot."""
+    if observe and level != "rtl":
+        raise ConfigError(f"--trace with --session {level}: that level knows no cycles; trace the rtl level")
     if level == "isa":
         from seriatim.sim.session import IsaSession
 
@@ -36,7 +40,7 @@ def opener(level: str, latency: int = 100, outstanding: int = 8, library: Path |
     from seriatim.sim.verilated import MemoryModel
 
     model = MemoryModel(latency=latency, outstanding=outstanding)
-    return lambda config, size: RtlSession(config, size, model=model, library_path=library, progress=_cycles)
+    return lambda config, size: RtlSession(config, size, model=model, library_path=library, progress=_cycles, observe=observe)
 
 
 def _cycles(cycles: int) -> None:
@@ -177,12 +181,13 @@ def main_sim(args) -> int:
     """`seriatim sim`. Returns 0 where every element of every layer equals PyTorch's, 1 otherwise."""
     start = time.perf_counter()
     config = config_of(args)
+    open_session = opener(args.session, args.latency, args.outstanding)
+    traced = opener(args.session, args.latency, args.outstanding, observe=args.trace)
     with Step(f"network {args.net} W{args.w}A{args.a} ({args.quant})"):
         job = Job.load(args)
     with Step(f"compiling for the {config} machine"):
         artefact = job.compile(config)
-    open_session = opener(args.session, args.latency, args.outstanding)
-    executor = Executor(config, open_session)
+    executor = Executor(config, traced)
     with Step(f"{len(job.images)} image(s) of {job.images.shape[-1]}x{job.images.shape[-1]} on the {args.session} level"):
         logits = np.asarray(artefact.run(job.images.astype(np.int32), executor=executor))
     wall_s = time.perf_counter() - start
@@ -194,8 +199,15 @@ def main_sim(args) -> int:
         report = build_report(args, config, job, artefact, executor.runs, logits, speedup, wall_s)
     path = reports.write(report, folder_of(args))
     html.write(report, path.with_name("report.html"))
+    if args.trace:
+        from seriatim.sim import trace
+
+        with Step("writing the trace"):
+            trace.write(executor.runs, f"{args.net} W{args.w}A{args.a} on {config}", path.with_name("trace.pftrace"))
     artefact.save(path.with_name("artefact.zip"))
     reports.show(report)
+    if args.trace:
+        print(f"trace, for ui.perfetto.dev: {path.with_name('trace.pftrace')}")
     print(f"report: {path}, {path.with_name('report.html')}")
     if report["bit_exact"]:
         return 0

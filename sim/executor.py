@@ -16,12 +16,14 @@ OpenSession = Callable[[Config, int], Session]
 
 @dataclass(frozen=True)
 class Run:
-    """One program that ran: every tensor's codes by name, the counters, and the bytes that the host wrote for its inputs."""
+    """One program that ran: every tensor's codes by name, the counters, the bytes that the host wrote for its inputs, and what
+    the session's trace ports did (see `Session.observed`)."""
 
     compiled: Compiled
     tensors: dict[str, np.ndarray]
     counts: Counts
     host_bytes: int
+    observed: dict[str, np.ndarray]
 
 
 def program_of(compiled: Compiled) -> Program:
@@ -54,6 +56,7 @@ def execute(compiled: Compiled, inputs: dict[str, np.ndarray], open_session: Ope
             session.write(compiled.places[name].address, data)
             host_bytes += len(data)
         counts = session.run(program_of(compiled))
+        observed = session.observed()
         tensors = {name: compiled.unpack(name, session.read(place.address, place.size))
                    for name, place in compiled.places.items()}
-    return Run(compiled, tensors, counts, host_bytes)
+    return Run(compiled, tensors, counts, host_bytes, observed)

@@ -18,11 +18,12 @@ MAX_CYCLES = 20_000_000_000
 """Far beyond any program; a machine that waits is stopped by its watchdog long before."""
 
 
-def verilog(config: Config) -> str:
-    """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds)."""
+def verilog(config: Config, observe: bool = False) -> str:
+    """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds).
+    `observe`: with the ports that a trace is made of."""
     hw = Path(__file__).parent.parent / "hw"
     sources = sorted([*hw.glob("*.py"), *Path(seriatim.__file__).parent.glob("*.py")])
-    key = hashlib.sha256(json.dumps(asdict(config)).encode() + version("amaranth").encode())
+    key = hashlib.sha256(json.dumps([asdict(config), observe]).encode() + version("amaranth").encode())
     for path in sources:
         key.update(path.read_bytes())
 
@@ -30,27 +31,37 @@ def verilog(config: Config) -> str:
         from seriatim.hw.convert import SIM, to_verilog
         from seriatim.hw.top import Seriatim
 
-        (folder / "top.v").write_text(to_verilog(Seriatim(config, simulation=True), "seriatim_top", platform=SIM))
+        top = Seriatim(config, simulation=True, observe=observe)
+        (folder / "top.v").write_text(to_verilog(top, "seriatim_top", platform=SIM))
 
-    return (build.cached("verilog", key.hexdigest()[:24], make, f"Verilog of the {config} machine") / "top.v").read_text()
+    what = f"Verilog of the {config} machine{' with trace ports' if observe else ''}"
+    return (build.cached("verilog", key.hexdigest()[:24], make, what) / "top.v").read_text()
 
 
-def library(config: Config) -> Path:
+def library(config: Config, observe: bool = False) -> Path:
     """The Verilated library of the accelerator, built unless the cache has it."""
-    return build.build(verilog(config), axi_bits=config.axi_bits)
+    return build.build(verilog(config, observe), axi_bits=config.axi_bits)
 
 
 class RtlSession(MemorySession):
     """The RTL in Verilator, on a memory that behaves as `model` says. `verilated` is the simulation itself; a run that takes
-    more than `max_cycles` raises MachineError."""
+    more than `max_cycles` raises MachineError. With `observe` it is the machine with trace ports, and remembers what they do."""
 
     level = "rtl"
 
     def __init__(self, config: Config, memory_bytes: int, base: int = 0, model: MemoryModel | None = None, progress=None,
-                 library_path: Path | None = None, max_cycles: int = MAX_CYCLES):
+                 library_path: Path | None = None, max_cycles: int = MAX_CYCLES, observe: bool = False):
         super().__init__(config, memory_bytes, base)
         self.progress, self.max_cycles = progress, max_cycles
-        self.verilated = VerilatedTop(library_path or library(config), self.memory, base=base, model=model)
+        self.verilated = VerilatedTop(library_path or library(config, observe), self.memory, base=base, model=model)
+        if observe:
+            from seriatim.hw.observe import port_names
+
+            for name in port_names(config):
+                self.verilated.watch(name)
+
+    def observed(self):
+        return self.verilated.changes()
 
     def csr_read(self, name):
         return self.verilated.csr_read(ADDR[name])

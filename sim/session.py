@@ -79,6 +79,10 @@ class Session(ABC):
     def wait(self) -> None:
         """Returns when the machine raises its interrupt. Raises MachineError where it never will."""
 
+    def observed(self) -> dict[str, np.ndarray]:
+        """What the trace ports did since this was last asked: rows of (cycle, new value) by port. Empty where there are none."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 (most sessions hold nothing)
         """Frees what the session holds."""
 

@@ -262,6 +262,16 @@ class VerilatedTop:
             raise ValueError(f"cannot watch {port!r}: there is no such port of up to 64 bits on the top module")
         self._watched.append(port)
 
+    def changes(self) -> dict[str, np.ndarray]:
+        """The events by port, as rows of (cycle, value), uint64; and forgets them."""
+        first = ctypes.POINTER(_Event)()
+        count = self._events(self._handle, ctypes.byref(first))
+        words = (_u64 * (3 * count)).from_address(ctypes.addressof(first.contents)) if count else []
+        found = np.array(words, np.uint64).reshape(count, 3)
+        ports = {name: found[found[:, 2] == i, :2] for i, name in enumerate(self._watched)}
+        self._clear_events(self._handle)
+        return ports
+
     def events(self, clear: bool = False) -> list[Event]:
         """What the watched ports did since reset, or since they were last cleared, in order."""
         first = ctypes.POINTER(_Event)()

@@ -107,6 +107,8 @@ def _sim(p: argparse.ArgumentParser) -> None:
                         "(default: %(default)s)")
     p.add_argument("--no-baseline", dest="baseline", action="store_false",
                    help="leave out the same network at W8A8, which the speed-up is stated against (run once, then cached)")
+    p.add_argument("--trace", action="store_true",
+                   help="write trace.pftrace too: every instruction's cycles, for ui.perfetto.dev")
 
 
 def _diverge(p: argparse.ArgumentParser) -> None:
