@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jinja2
 
+COLOURS = 6
+"""Events of energy with a colour of their own."""
 STALL_TEXT = {
     "act": "waiting for activations", "wgt": "waiting for weights", "param": "waiting for params",
     "res": "waiting for the residual", "drain": "accumulators draining", "store": "no room in the out buffer, last stores",
@@ -61,12 +63,21 @@ def parts(layer: dict, peak: int) -> dict[str, float]:
             "stall": sum(layer["stalls"].values())}
 
 
+def energy_shares(report: dict) -> list[tuple[str, float]]:
+    """(event, microjoules) from the greatest down; those below 1 % of the whole together as "other"."""
+    table = report["totals"]["energy_uj"]
+    rows = sorted(((name, row["uj"]) for name, row in table["events"].items()), key=lambda row: -row[1])
+    shown = [(name, uj) for name, uj in rows if uj >= table["total"] / 100 and uj][:COLOURS]
+    other = table["total"] - sum(uj for _, uj in shown)
+    return [*shown, ("other", other)]
+
+
 def si(value: float, unit: str = "") -> str:
-    """`value` to three digits with a prefix: 3669338 is "3.67 M"."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """`value` to three digits with a prefix: 3669338 is "3.67 M", 2e-05 J "20 µJ"."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")):
         if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
+            return f"{value / factor:.3g} {prefix}{unit}".rstrip()
+    return f"0 {unit}".rstrip()
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -84,6 +95,9 @@ def render(report: dict) -> str:
         wrong=[layer["name"] for layer in report["layers"] if not layer["bit_exact"]],
         steps=waterfall(report), parts=[parts(layer, peak) for layer in report["layers"]],
         most_cycles=max((layer["cycles"] for layer in report["layers"]), default=0),
+        scale_cycles=max((max(layer["cycles"], layer["predicted_cycles"]) for layer in report["layers"]), default=0),
+        energy=report["totals"]["energy_uj"], shares=energy_shares(report),
+        most_energy=max((sum(layer["energy_uj"].values()) for layer in report["layers"]), default=0),
         most_bytes=max((layer["bytes"] for layer in report["layers"]), default=0),
         longest_name=max((len(layer["name"]) for layer in report["layers"]), default=0),
         stalls=[name for name, cycles in report["totals"]["stalls"].items() if cycles],

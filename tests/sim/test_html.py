@@ -33,6 +33,7 @@ def report(run):
     for name in total["stalls"]:
         total["stalls"][name] = sum(layer["stalls"][name] for layer in report["layers"])
     total["cycles"] = sum(layer["cycles"] for layer in report["layers"])
+    total["latency_ms"], total["images_per_second"] = total["cycles"] / 1e5, 2e8 / total["cycles"]
     return report
 
 
@@ -96,6 +97,30 @@ def test_page_has_the_report_and_fetches_nothing(report):
     for layer in report["layers"]:
         assert layer["name"] in page.text and f"{layer['cycles']:,}" in page.text
     assert f"{report['accuracy']['held_out']:.2%}" in page.text and report["config"]["hash"] in page.text
+
+
+def test_shares_of_energy_add_up(report):
+    table = report["totals"]["energy_uj"]
+    shares = pages.energy_shares(report)
+    assert sum(uj for _, uj in shares) == pytest.approx(table["total"]) and table["total"] > 0
+    assert shares[-1][0] == "other" and 0 <= shares[-1][1] < 0.05 * table["total"]
+    assert all(uj == table["events"][name]["uj"] for name, uj in shares[:-1])
+    text = Page(pages.render(report)).text
+    assert all(f"{row['count']:,}" in text and row["source"] in text for row in table["events"].values())
+
+
+def test_speed_up_is_shown_where_it_was_measured(report):
+    assert report["totals"]["speedup_vs_w8a8"] is None and "faster than W8A8" not in Page(pages.render(report)).text
+    report["totals"]["speedup_vs_w8a8"] = {"cycles": 7.654, "energy": 3.21, "w8a8_cycles": 10, "w8a8_energy_uj": 1.0,
+                                           "w8a8_checkpoint": "x", "w8a8_held_out": 0.5}
+    text = Page(pages.render(report)).text
+    assert "7.65x faster than W8A8" in text and "3.21x less energy" in text
+
+
+@pytest.mark.parametrize("value, unit, text", ((3669338, "", "3.67 M"), (2e-5, "J", "20 µJ"), (0, "B", "0 B"), (21, "", "21"),
+                                               (999, "B", "999 B"), (4.32e-7, "J", "432 nJ")))
+def test_prefixes(value, unit, text):
+    assert pages.si(value, unit) == text
 
 
 def test_differences_and_the_cpu_s_part_are_named(report):

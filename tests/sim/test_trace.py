@@ -81,7 +81,7 @@ def traced(tmp_path_factory):
     from seriatim.compiler import artefact
 
     folder = tmp_path_factory.mktemp("trace")
-    assert cli.main(["sim", "--net", "digits", "--images", "3", "--trace", "--out", str(folder)]) == 0
+    assert cli.main(["sim", "--net", "digits", "--images", "3", "--trace", "--no-baseline", "--out", str(folder)]) == 0
     report = reports.load(folder)
     loaded = artefact.load(folder / "artefact.zip", isa.VERSION, int(report["config"]["hash"], 16))
     program, = loaded.programs
