@@ -1,9 +1,13 @@
 """The trace of a real run, read back by Perfetto's own schema, against the program and the machine's counters."""
 
-from collections import defaultdict
+import re
+import sqlite3
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seriatim import cli, isa
@@ -11,7 +15,8 @@ from seriatim.compiler.program import Compiled
 from seriatim.csr import STALLS
 from seriatim.isa import Queue, Sem
 from seriatim.sim import report as reports
-from seriatim.sim import trace
+from seriatim.sim import rtl, trace
+from seriatim.sim.executor import execute
 
 pytestmark = pytest.mark.rtl
 
@@ -169,6 +174,28 @@ def test_waits_are_inside_and_named(traced):
     assert stalls["act"] * 0.9 < waiting <= stalls["act"] + stalls["drain"]
 
 
+def test_the_query_of_the_docs(traced):
+    """In SQLite, which is the trace processor's SQL, on the tables that it documents."""
+    query, = re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs" / "reports.md").read_text(), re.S)
+    base = sqlite3.connect(":memory:")
+    base.execute("create table track (id, name)")
+    base.execute("create table slice (id, ts, dur, track_id, name, depth, parent_id)")
+    expected, number = Counter(), 0
+    for track, path in enumerate(traced.table.slices):
+        base.execute("insert into track values (?, ?)", (track, path[-1]))
+        parent = None
+        for s in traced.table.slices[path]:
+            number += 1
+            parent = (number, s.name) if s.depth == 0 else parent
+            row = number, s.start, s.end - s.start, track, s.name, s.depth, parent[0] if s.depth else None
+            base.execute("insert into slice values (?, ?, ?, ?, ?, ?, ?)", row)
+            if s.depth and path[-1] == "execute":
+                expected[parent[1], s.name] += s.end - s.start
+    rows = base.execute(query).fetchall()
+    assert expected and {(name, waits): cycles for name, waits, _, cycles in rows} == expected
+    assert [row[3] for row in rows] == sorted(expected.values(), reverse=True)
+
+
 def test_levels_follow_the_program(traced):
     """A semaphore goes up as often as instructions signal it, and down as often as they take it."""
     ups, downs = defaultdict(int), defaultdict(int)
@@ -189,7 +216,19 @@ def test_levels_follow_the_program(traced):
         assert values[0] == values[-1] == 0 and 1 <= max(values) <= traced.compiled.config.queue + 1
 
 
-def test_programs_follow_one_another(traced, tmp_path):
+def test_observing_changes_nothing(traced):
+    """The machine without trace ports has none of their logic, and takes the same cycles for the same causes."""
+    compiled, total = traced.compiled, traced.report["totals"]
+    assert "observe" in rtl.verilog(compiled.config, observe=True) and "observe" not in rtl.verilog(compiled.config)
+    blank = {name: np.zeros(compiled.places[name].tensor.shape, np.int32) for name in compiled.inputs}
+    run = execute(compiled, blank, lambda config, size: rtl.RtlSession(config, size))
+    assert run.counts.cycles == total["cycles"] and run.observed == {}
+    assert {name: run.counts.total[counter] for name, counter in STALLS.items()} == total["stalls"]
+
+
+@pytest.mark.parametrize("packets", (3, trace.PACKETS))
+def test_programs_follow_one_another(packets, tmp_path, monkeypatch):
+    monkeypatch.setattr(trace, "PACKETS", packets)
     span = trace.Span(2, 5, "x", {"pc": "0x0"}, (trace.Span(3, 4, "wait"),))
     line = trace.Timeline(10, {"load": [span]}, {"queues": {"load": [(0, 1)]}})
     with open(tmp_path / "two", "wb") as file:
