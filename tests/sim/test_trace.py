@@ -34,7 +34,8 @@ class Slice:
 
 @dataclass
 class Table:
-    """A trace as a trace processor sees it: tracks by path, slices with their depth, counters."""
+    """A trace as Perfetto's trace processor sees it: tracks by path, slices with their depth, counters. What it would drop (it
+    counts such packets as errors) fails here."""
 
     slices: dict[tuple[str, ...], list[Slice]]
     counters: dict[tuple[str, ...], list[tuple[int, int]]]
@@ -45,18 +46,19 @@ class Table:
 
         tracks, open_, table = {}, defaultdict(list), cls(defaultdict(list), defaultdict(list))
         for packet in Trace.FromString(path.read_bytes()).packet:
-            assert packet.trusted_packet_sequence_id  # or the trace processor drops it
+            assert packet.trusted_packet_sequence_id and not packet.sequence_flags
             if packet.HasField("track_descriptor"):
                 d = packet.track_descriptor
-                assert d.uuid not in tracks, "a track is declared once"
+                assert d.uuid and d.name and d.uuid not in tracks, "a track is declared once"
                 tracks[d.uuid] = *(tracks[d.parent_uuid] if d.HasField("parent_uuid") else ()), d.name
                 if d.HasField("counter"):
                     table.counters[tracks[d.uuid]] = []
                 continue
             event, at = packet.track_event, packet.timestamp
             track = tracks[event.track_uuid]
+            assert packet.HasField("timestamp")
             if event.type == TrackEvent.TYPE_COUNTER:
-                assert track in table.counters
+                assert track in table.counters and event.HasField("counter_value")
                 table.counters[track].append((at, event.counter_value))
             elif event.type == TrackEvent.TYPE_SLICE_BEGIN:
                 notes = {note.name: note.string_value for note in event.debug_annotations}
