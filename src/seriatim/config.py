@@ -121,3 +121,27 @@ class Config:
 
     def __str__(self):
         return f"{self.m}x{self.n}x{self.k}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory behind the AXI port, as the compiler's cycle model expects it. The defaults are those of every published figure.
+
+    Members
+    -------
+    latency : cycles from a read's address to its first data, and from a write's last data to its response.
+    outstanding : bursts taken at a time, each way.
+    read_bandwidth, write_bandwidth : beats per cycles, as (beats, cycles); at most one beat a cycle.
+    """
+
+    latency: int = 100
+    outstanding: int = 8
+    read_bandwidth: tuple[int, int] = (1, 1)
+    write_bandwidth: tuple[int, int] = (1, 1)
+
+    def __post_init__(self):
+        _require(1 <= self.latency < 1 << 32, f"latency={self.latency}: data come at least 1 cycle after their address")
+        _require(1 <= self.outstanding <= 4096, f"outstanding={self.outstanding}: 1 to 4096 bursts")
+        for name in ("read_bandwidth", "write_bandwidth"):
+            beats, cycles = getattr(self, name)
+            _require(1 <= beats <= cycles, f"{name}={beats, cycles}: at least 1 beat, at most 1 a cycle")

@@ -1,0 +1,582 @@
+"""The cycle model: how long a program takes on a machine with a given memory, layer by layer.
+
+It goes through the instructions as the hardware does, unit by unit (`hw/fetch.py`, `load.py`, `patch.py`, `axi.py`, `execute.py`,
+`drain.py`, `store.py`), but from event to event instead of cycle by cycle: an instruction, a burst, a column tile. Cycles count
+from the first one in which the machine runs, and the time of an event is the cycle in which its signal is up: a `+ 1` is a register.
+
+Each unit is a generator. What it yields says when it goes on: at a cycle, or once a `Condition` has been notified. What is known
+ahead (when a semaphore will be given, say) is handed on at once, with its time; only requests to the read channel, which fetch and
+load share, must come in the order of time.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+from seriatim import isa
+from seriatim.config import Config, Memory
+from seriatim.csr import CYCLE_COUNTERS, Counter
+from seriatim.isa import Buffer, Output, Queue, Sem
+
+BURST = 64
+"""Most beats of a burst; none crosses a multiple of so many beats."""
+AHEAD = 8
+"""Instructions that fetch asks for ahead."""
+NOTICE = 5
+"""Cycles from a column tile's last step until its sum moves to the drain registers, at their end."""
+SUM_CYCLES, REQUANT_CYCLES, PACK_CYCLES = 2, 4, 4
+"""Stages of the drain."""
+RESIDUAL_CYCLES = 3
+"""From the start of a residual's reading to its numbers, planes apart."""
+POOL_CYCLES = 3
+"""From a POOL's step to its word at the packer."""
+PRODUCTS = 11
+"""Products that the patch builder forms before it begins, a cycle each."""
+CHUNK, PLANES = 8, 8
+"""Bytes that the patch builder gathers in a cycle; words that it writes for K of them."""
+
+Process = Generator
+Train = tuple[tuple[int, int], ...]
+"""The bursts that segments become: (steps of cutting and joining, beats) of each."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Cycles from the start to the end of a program, and at which of them each MARK's layer begins."""
+
+    cycles: int
+    marks: dict[int, int]
+
+
+def predict(program: bytes, config: Config, memory: Memory) -> Prediction:
+    """What `program` takes on the machine of `config` with `memory`. The program must be one that `schedule.check` accepts."""
+    listing = [isa.decode(program[at:at + isa.INSTR_BYTES]) for at in range(0, len(program), isa.INSTR_BYTES)]
+    clock = Clock()
+    queues = {q: InstructionQueue(clock, config.queue) for q in (Queue.LOAD, Queue.EXEC, Queue.STORE)}
+    tokens = {sem: Tokens(clock) for sem in Sem}
+    reader = Reader(clock, config, memory)
+    fetch = Fetch(clock, config, reader, queues, [instr.queue for instr, _ in listing])
+    numbers = defaultdict(list)
+    for instr, fields in listing:
+        numbers[instr.queue].append((instr.name, fields))
+    units = [unit(clock, config, memory, queues[q], numbers[q], tokens, reader)
+             for q, unit in ((Queue.LOAD, Load), (Queue.EXEC, Execute), (Queue.STORE, Store))]
+    for process in (fetch.requests(), fetch.decode(), *(unit.run() for unit in units)):
+        clock.at(0, process)
+    clock.run()
+    ends = [fetch.ended, *(unit.ended for unit in units)]
+    assert all(unit.done for unit in units), "a program that waits for ever"
+    return Prediction(max(ends) + 1, units[1].marks)
+
+
+# Time
+
+class Condition:
+    """Processes that wait for another one's news."""
+
+    def __init__(self, clock: "Clock"):
+        self.clock, self.waiting = clock, []
+
+    def wait(self, process: "Process") -> None:
+        self.waiting.append(process)
+
+    def notify(self) -> None:
+        for process in self.waiting:
+            self.clock.at(self.clock.now, process)
+        self.waiting.clear()
+
+
+class Clock:
+    """Runs processes, and functions, in the order of time."""
+
+    def __init__(self):
+        self.now, self.events, self.number = 0, [], 0
+
+    def at(self, cycle: int, what) -> None:
+        self.number += 1
+        heapq.heappush(self.events, (max(cycle, self.now), self.number, what))
+
+    def run(self) -> None:
+        while self.events:
+            self.now, _, what = heapq.heappop(self.events)
+            if callable(what):
+                what()
+            else:
+                self.resume(what)
+
+    def resume(self, process: Process, value=None) -> None:
+        """Lets a process go on; `value` is what its `yield` returns."""
+        try:
+            until = process.send(value)
+        except StopIteration:
+            return
+        until.wait(process)
+
+
+class Tokens:
+    """A semaphore: the cycles from which each of its tokens can be taken. One queue gives them, one takes them."""
+
+    def __init__(self, clock: Clock):
+        self.cycles: list[int] = []
+        self.taken = 0
+        self.news = Condition(clock)
+
+    def give(self, cycle: int) -> None:
+        """`cycle`: in which `give_valid` is up."""
+        self.cycles.append(cycle + 1)
+        self.news.notify()
+
+
+class InstructionQueue:
+    """`depth` instructions and the one at the head: when each is written, reaches the head and leaves it."""
+
+    def __init__(self, clock: Clock, depth: int):
+        self.depth = depth
+        self.written: list[int] = []
+        self.moved: list[int] = []
+        self.left: list[int] = []
+        self.news = Condition(clock)
+
+    def room(self) -> Iterator[Condition]:
+        """Waits until it is known from which cycle on the next instruction can be written, and returns that."""
+        before = len(self.written) - self.depth
+        while len(self.moved) <= before:
+            yield self.news
+        return self.moved[before] + 1 if before >= 0 else 0
+
+    def write(self, cycle: int) -> None:
+        self.written.append(cycle)
+        self._move()
+
+    def leave(self, cycle: int) -> None:
+        """The head instruction is handed over (`ready`) in this cycle."""
+        self.left.append(cycle)
+        self._move()
+
+    def _move(self) -> None:
+        """An instruction moves to the head as soon as the one before it leaves."""
+        index = len(self.moved)
+        if index < len(self.written) and index <= len(self.left):
+            self.moved.append(max(self.written[index] + 1, self.left[index - 1] if index else 0))
+        self.news.notify()
+
+    def head(self, index: int) -> Iterator[Condition]:
+        """Waits until it is known from which cycle on instruction `index` is at the head, and returns that."""
+        while len(self.moved) <= index:
+            yield self.news
+        return self.moved[index] + 1
+
+
+class Unit:
+    """What load, execute and store have in common. `ended`: first cycle in which the unit no longer keeps the machine running."""
+
+    def __init__(self, clock: Clock, config: Config, memory: Memory, queue: InstructionQueue, instructions, tokens, reader):
+        self.clock, self.config, self.memory, self.queue, self.reader = clock, config, memory, queue, reader
+        self.instructions, self.tokens = instructions, tokens
+        self.ended = 0
+        self.done = not instructions
+        self.trains: dict[tuple, Train] = {}
+
+    def take(self, index: int, fields: dict) -> Process:
+        """Waits until it is known from which cycle on instruction `index` is at the head with its semaphores, and returns that."""
+        cycle = yield from self.queue.head(index)
+        for sem in _sems(fields["wait"]):
+            tokens = self.tokens[sem]
+            while len(tokens.cycles) <= tokens.taken:
+                yield tokens.news
+            cycle = max(cycle, tokens.cycles[tokens.taken])
+            tokens.taken += 1
+        return cycle
+
+    def give(self, fields: dict, cycle: int) -> None:
+        """`give_valid` is up in this cycle."""
+        for sem in _sems(fields["signal"]):
+            self.tokens[sem].give(cycle)
+        self.ended = max(self.ended, cycle + 1)
+
+    def run(self) -> Process:
+        for index, (name, fields) in enumerate(self.instructions):
+            yield from self.instruction(index, name, fields)
+        self.done = True
+
+    def train(self, f: dict, beats: int) -> Train:
+        """The bursts of a LOAD's or STORE's segments."""
+        block = BURST * self.config.axi_bytes
+        key = (f["dram"] % block, f["slices"], f["slice_pitch"], f["ny"], f["y_pitch"], f["nx"], f["x_pitch"], beats)
+        if key not in self.trains:
+            addresses = [f["dram"] + s * f["slice_pitch"] + y * f["y_pitch"] + x * f["x_pitch"] & 0xFFFFFFFF
+                         for s in range(f["slices"]) for y in range(f["ny"]) for x in range(f["nx"])]
+            self.trains[key] = cut(addresses, beats, self.config.axi_bytes)
+        return self.trains[key]
+
+
+def _sems(mask: int) -> list[Sem]:
+    return [sem for sem in Sem if sem & mask]
+
+
+# Bursts and channels
+
+def cut(addresses: list[int], beats: int, axi_bytes: int) -> Train:
+    """Segments of `beats` beats each, cut at multiples of `BURST` beats and joined where they are contiguous."""
+    train, steps, count, end = [], 0, 0, None
+    for addr in addresses:
+        left = beats
+        while left:
+            offset = addr // axi_bytes % BURST
+            size = min(left, BURST - offset)
+            if count and not (offset and addr == end):
+                train.append((steps, count))
+                steps = count = 0
+            steps, count, left = steps + 1, count + size, left - size
+            addr = end = addr + size * axi_bytes
+    train.append((steps, count))
+    return tuple(train)
+
+
+class Beats:
+    """When the memory's data beats go: one a cycle, in order, no more than its bandwidth (which saves up two beats)."""
+
+    def __init__(self, bandwidth: tuple[int, int]):
+        self.num, self.den = bandwidth
+        self.last = -1
+        self.credit, self.since = 2 * self.den, -1
+
+    def send(self, first: int, beats: int) -> int:
+        """Cycle of the last of some beats, the first of which can go from `first` on."""
+        first = max(first, self.last + 1)
+        if self.num == self.den:
+            self.last = first + beats - 1
+            return self.last
+        credit = min(2 * self.den, self.credit + self.num * (first - self.since))
+        wait = max(0, -(-(self.den - credit) // self.num))
+        first, credit = first + wait, credit + wait * self.num - self.den
+        more = beats - 1
+        self.last = first + max(more, -(-(more * self.den - credit) // self.num) if more else 0)
+        self.credit, self.since = credit + (self.last - first) * self.num - more * self.den, self.last
+        return self.last
+
+
+@dataclass
+class Request:
+    """A burst that `owner` wants from the cycle `valid` on. A process that yields it goes on in the cycle of the grant, with that
+    cycle and the one in which the last beat is on the bus."""
+
+    reader: "Reader"
+    owner: int
+    valid: int
+    beats: int
+    process: Process | None = None
+
+    def wait(self, process: Process) -> None:
+        self.process = process
+        self.reader.requests[self.owner] = self
+        self.reader.look()
+
+
+class Reader:
+    """The read channel with its memory. Fetch goes first. Data come in order, so that a grant tells when they end."""
+
+    FETCH, LOAD = 0, 1
+
+    def __init__(self, clock: Clock, config: Config, memory: Memory):
+        self.clock, self.memory, self.depth = clock, memory, config.outstanding
+        self.requests: dict[int, Request] = {}
+        self.granted: list[int] = []
+        self.accepted: list[int] = []
+        self.ends: list[int] = []
+        self.beats = Beats(memory.read_bandwidth)
+
+    def ready(self) -> int:
+        """First cycle in which another burst can be granted: `depth` are in flight, two wait for the memory at most."""
+        cycle = 0
+        if self.granted:
+            cycle = self.granted[-1] + 1
+        if len(self.granted) > 1:
+            cycle = max(cycle, self.accepted[-2] + 1)
+        if len(self.granted) >= self.depth:
+            cycle = max(cycle, self.ends[-self.depth] + 2)
+        return cycle
+
+    def look(self) -> None:
+        if self.requests:
+            first = min(request.valid for request in self.requests.values())
+            self.clock.at(max(self.ready(), first), self.grant)
+
+    def grant(self) -> None:
+        now = self.clock.now
+        wanting = [owner for owner, request in self.requests.items() if request.valid <= now]
+        if not wanting or self.ready() > now:
+            return  # another look came first
+        request = self.requests.pop(min(wanting))
+        accepted = accept(now, self.accepted, self.ends, self.memory)
+        end = self.beats.send(accepted + self.memory.latency, request.beats)
+        self.granted.append(now)
+        self.accepted.append(accepted)
+        self.ends.append(end)
+        self.look()
+        self.clock.resume(request.process, (now, end))
+
+
+def accept(pushed: int, accepted: list[int], ends: list[int], memory: Memory) -> int:
+    """Cycle in which the memory takes an address that a `Slice` takes in cycle `pushed`. `accepted`, `ends`: of those before it."""
+    cycle = pushed + 1
+    if accepted:
+        cycle = max(cycle, accepted[-1] + 1)
+    if len(ends) >= memory.outstanding:
+        cycle = max(cycle, ends[-memory.outstanding] + 1)
+    return cycle
+
+
+# Fetch
+
+class Fetch:
+    """Requests instructions ahead, and decodes them in three cycles each."""
+
+    def __init__(self, clock: Clock, config: Config, reader: Reader, queues: dict[Queue, InstructionQueue], order: list[Queue]):
+        self.reader, self.queues, self.order = reader, queues, order
+        self.beats = isa.INSTR_BITS // config.axi_bits
+        self.arrived: list[int] = []
+        self.taken: list[int] = []
+        self.news = Condition(clock)
+
+    def requests(self) -> Process:
+        ask = 0
+        for index in range(len(self.order)):
+            if index >= AHEAD:
+                while len(self.taken) <= index - AHEAD:
+                    yield self.news
+                ask = max(ask, self.taken[index - AHEAD] + 1)
+            granted, end = yield Request(self.reader, Reader.FETCH, ask + 1, self.beats)
+            self.arrived.append(end + 2)
+            self.news.notify()
+            ask = granted + 1
+
+    def decode(self) -> Process:
+        read = 0
+        for index, target in enumerate(self.order):
+            while len(self.arrived) <= index:
+                yield self.news
+            send = max(read, self.arrived[index]) + 2
+            if target is not Queue.FETCH:
+                queue = self.queues[target]
+                send = max(send, (yield from queue.room()))
+                queue.write(send)
+            self.taken.append(send)
+            self.news.notify()
+            read = send + 1
+
+    @property
+    def ended(self) -> int:
+        return self.taken[-1] + 1
+
+
+# Load
+
+class Load(Unit):
+    """LOAD, FILL and PATCH. `free`: the cycle in which the back end finishes what it was last handed."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.free, self.filling = -1, False
+
+    def instruction(self, index: int, name: str, f: dict) -> Process:
+        start = yield from self.take(index, f)
+        if name == "LOAD" and self.filling:
+            start = max(start, self.free + 1)
+        handed = max(start + 1, self.free)
+        if name == "FILL":
+            self.free, self.filling = handed + f["ny"] * f["words"], True
+            self.queue.leave(handed)
+            self.give(f, self.free + 1)
+            return
+        self.filling = False
+        if name == "PATCH":
+            done = yield from Patch(self, f).run(max(handed, self.free + 1))
+            self.queue.leave(done)
+            self.give(f, done + 1)
+            return
+        issue, granted = start + 2, 0
+        for steps, beats in self.train(f, f["words"] * self._word_bits(f) // self.config.axi_bits):
+            issue = max(issue + steps, granted)
+            granted, end = yield Request(self.reader, Reader.LOAD, issue + 1, beats)
+        self.free = end + 1
+        self.queue.leave(max(handed, granted + 1))
+        self.give(f, self.free + 1)
+
+    def _word_bits(self, f: dict) -> int:
+        c = self.config
+        return {Buffer.WGT: c.n * c.k, Buffer.PRM: c.n * 128}.get(f["buffer"], c.k)
+
+
+class Patch:
+    """The patch builder: rows are fetched to one half of the line memory while the other half is gathered."""
+
+    def __init__(self, load: Load, f: dict):
+        self.load, self.f = load, f
+        self.axi_bytes = load.config.axi_bytes
+        self.runs, self.run_columns = (1, f["kw"]) if f["dw"] == 1 else (f["kw"], 1)
+        columns = [f["x0"] + x * f["sw"] + t * f["dw"] for x in range(f["nx"]) for t in range(self.runs)]
+        ranges = [(max(at, 0), min(at + self.run_columns, f["width"])) for at in columns]
+        inside = [(lo, hi) for lo, hi in ranges if lo < hi]
+        self.low = min((lo for lo, _ in inside), default=0) * f["channels"] // self.axi_bytes * self.axi_bytes
+        self.beats = -(-(max((hi for _, hi in inside), default=0) * f["channels"] - self.low) // self.axi_bytes)
+        self.issue, self.granted = 0, 0
+        self.next_words = -PLANES  # the emission takes its next words
+
+    def run(self, start: int) -> Process:
+        """Returns the cycle in which the last word has been written."""
+        f = self.f
+        begin = start + f["nx"] * self.runs + PRODUCTS + 3
+        requested, filled, gathered, left = begin, [], [], []
+        for s in range(f["slices"]):
+            claim = max(requested + 1, gathered[-2] + 1 if s > 1 else 0)
+            requested, end = yield from self._fetch(claim, f["y0"] + s * f["y_step"])
+            filled.append(max(end + 1, requested + 1, filled[-1] + 1 if s else 0))
+            first = max(filled[-1], gathered[-1] if s else 0) + 2
+            waiting = [cycle for cycle in left[-2:] if cycle >= first]  # chunks in the pipeline that are still held back
+            first = waiting[0] if waiting else first
+            chunks, left = self._gather(left[-1] + 1 if len(waiting) == 2 else first + 2)
+            gathered.append(left[-3] if chunks > 2 else first + chunks - 1)
+        return self.next_words + PLANES + 1
+
+    def _fetch(self, claim: int, top: int) -> Process:
+        """Requests a slice's rows. Returns the cycle of the last request of a row, and that of the last beat on the bus."""
+        f = self.f
+        rows = [top + r * f["dh"] for r in range(f["kh"])]
+        wanted = [r for r, row in enumerate(rows) if 0 <= row < f["height"] and self.beats > 0]
+        if not wanted:
+            return claim + f["kh"], 0
+        addresses = [f["dram"] + rows[r] * f["y_pitch"] + self.low for r in wanted]
+        last_steps = len(cut(addresses[-1:], self.beats, self.axi_bytes))
+        self.issue = max(self.issue, claim + wanted[0] + 2)
+        for steps, beats in cut(addresses, self.beats, self.axi_bytes):
+            stepped = self.issue + steps
+            self.issue = max(stepped, self.granted)
+            self.granted, end = yield Request(self.load.reader, Reader.LOAD, self.issue + 1, beats)
+        return stepped - 1 - last_steps + f["kh"] - 1 - wanted[-1], end
+
+    def _operations(self) -> list[tuple[bool, bool]]:
+        """What the last stage does for a position, a cycle each: (hands words to the emission, is done with a chunk)."""
+        f, k = self.f, self.load.config.k
+        run = self.run_columns * f["channels"]
+        sizes = ([CHUNK] * ((run - 1) // CHUNK) + [(run - 1) % CHUNK + 1]) * (self.runs * f["kh"])
+        operations, lanes = [], 0
+        for index, size in enumerate(sizes):
+            lanes += size
+            last = index == len(sizes) - 1
+            spills = last and lanes > k
+            operations.append((lanes >= k or last, not spills))
+            if spills:
+                operations.append((True, True))
+            lanes -= k if lanes >= k else 0
+        return operations
+
+    def _gather(self, first: int) -> tuple[int, list[int]]:
+        """Gathers a slice, whose first chunk reaches the last stage in cycle `first`: its chunks, and when the last of them left."""
+        operations, positions = self._operations(), self.f["nx"]
+        now, lag, left, position = first - 1, None, [], 0
+        while position < positions:
+            before = now, lag
+            for push, leaves in operations:
+                now += 1
+                if push:
+                    now = max(now, self.next_words)
+                    self.next_words = max(now + 1, self.next_words + PLANES)
+                if leaves:
+                    left.append(now)
+            lag = self.next_words - now
+            position += 1
+            if lag == before[1] and positions - position > 3:  # from here on all positions take the same time
+                skipped = positions - position - 3
+                ahead = skipped * (now - before[0])
+                now, self.next_words, position = now + ahead, self.next_words + ahead, position + skipped
+        return positions * sum(leaves for _, leaves in operations), left[-3:]
+
+
+# Execute
+
+class Execute(Unit):
+    """CONV, POOL and MARK. `marks`: layer -> cycle up to which the counters that its MARK copies have counted."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.marks: dict[int, int] = {}
+        self.issued = self.job = self.given = -1  # of the instruction before: last step, taken by the drain, semaphores given
+        self.draining = -self.config.m  # the last column tile begins to drain
+
+    def instruction(self, index: int, name: str, f: dict) -> Process:
+        cycle = yield from self.take(index, f)
+        if name == "MARK":
+            start = max(cycle, self.given) + 1
+            self.marks[f["layer"]] = start + len(CYCLE_COUNTERS) - 1
+            self.given = start + len(Counter) - 1
+            self.queue.leave(self.given)
+        else:
+            loaded = max(cycle, self.issued, self.job)
+            self.queue.leave(loaded)
+            self.job = max(loaded, self.given) + 1
+            if name == "POOL":
+                self.issued = self.job + f["ny"] * f["nx"] * f["ng"] * f["kh"] * f["kw"] * f["planes"]
+                self.given = self.issued + POOL_CYCLES + 2
+            else:
+                self._tiles(loaded, f)
+        self.give(f, self.given)
+
+    def _tiles(self, loaded: int, f: dict) -> None:
+        """The column tiles of a CONV: the last step of each waits for the drain registers, and the drain for its packer's words and
+        its residual."""
+        m = self.config.m
+        psum, raw = f["output"] == Output.PSUM, f["output"] == Output.INT32
+        words = self.config.raw_words if raw else f["out_planes"]
+        planes = 0 if psum else f["res_planes"]
+        steps = f["kh"] * f["kw"] * f["nc"] * f["a_bits"] * f["w_bits"]
+        tiles, every = f["ny"] * f["nx"] * f["ng"], 1 if psum or raw else f["ng"]
+        early = max(0, m - NOTICE - 1)  # the registers are free for a sum under way from this row on
+        reading = RESIDUAL_CYCLES + planes if planes else 0
+        pace = max(NOTICE + 1 + early, reading, 0 if psum else -(-words // every))  # at fewer steps a tile, the array waits
+        issued, ready, emitted = loaded, self.job + max(1, reading), 0
+        tile = 0
+        while tile < tiles:
+            tile += 1
+            issued = max(issued + steps, self.draining + early)
+            emits = not psum and tile % every == 0
+            self.draining = max(issued + NOTICE + 1, ready, emitted if emits else 0)
+            ready = self.draining + max(m, reading)
+            if emits:
+                emitted = self.draining + words
+            if steps >= pace and self.draining == issued + NOTICE + 1 and tile % every == 0:
+                issued += (tiles - tile) * steps  # nothing waits any more
+                self.draining = issued + NOTICE + 1
+                break
+        self.issued = issued
+        rows = m - 1 + SUM_CYCLES
+        self.given = self.draining + 1 + (rows if psum else rows + REQUANT_CYCLES + PACK_CYCLES + words - 1)
+
+
+# Store
+
+class Store(Unit):
+    """STORE, one at a time: finished when every burst has been answered."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.accepted: list[int] = []
+        self.answered: list[int] = []
+        self.beats = Beats(self.memory.write_bandwidth)
+
+    def instruction(self, index: int, name: str, f: dict) -> Process:
+        start = yield from self.take(index, f)
+        issue, pushed, depth = start + 2, 0, self.config.outstanding
+        for steps, beats in self.train(f, f["words"] * self.config.k // self.config.axi_bits):
+            issue = max(issue + steps, pushed)
+            pushed = max(issue, pushed, *self.accepted[-2:-1]) + 1
+            if len(self.answered) >= depth:
+                pushed = max(pushed, self.answered[-depth] + 2)
+            accepted = accept(pushed, self.accepted, self.answered, self.memory)
+            sent = self.beats.send(max(pushed + 2, accepted + 1), beats)
+            self.accepted.append(accepted)
+            self.answered.append(max(sent + self.memory.latency, self.answered[-1] + 1 if self.answered else 0))
+        finished = self.answered[-1] + 2
+        self.queue.leave(finished)
+        self.give(f, finished + 1)
