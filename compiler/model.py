@@ -28,7 +28,7 @@ NOTICE = 5
 SUM_CYCLES, REQUANT_CYCLES, PACK_CYCLES = 2, 4, 4
 """Stages of the drain."""
 RESIDUAL_CYCLES = 3
-"""From the start of a residual's reading to its numbers, planes apart."""
+"""From the start of a residual's reading to its lists, planes apart."""
 POOL_CYCLES = 3
 """From a POOL's step to its word at the packer."""
 PRODUCTS = 11
@@ -37,9 +37,6 @@ CHUNK, PLANES = 8, 8
 """Bytes that the patch builder gathers in a cycle; words that it writes for K of them."""
 
 Process = Generator
-Train = tuple[tuple[int, int], ...]
-"""The bursts that segments become: (steps of cutting and joining, beats) of each."""
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -57,17 +54,19 @@ def predict(program: bytes, config: Config, memory: Memory) -> Prediction:
     tokens = {sem: Tokens(clock) for sem in Sem}
     reader = Reader(clock, config, memory)
     fetch = Fetch(clock, config, reader, queues, [instr.queue for instr, _ in listing])
-    numbers = defaultdict(list)
+    lists = defaultdict(list)
     for instr, fields in listing:
-        numbers[instr.queue].append((instr.name, fields))
-    units = [unit(clock, config, memory, queues[q], numbers[q], tokens, reader)
-             for q, unit in ((Queue.LOAD, Load), (Queue.EXEC, Execute), (Queue.STORE, Store))]
+        lists[instr.queue].append((instr.name, fields))
+    load = Load(clock, config, queues[Queue.LOAD], lists[Queue.LOAD], tokens, reader)
+    execute = Execute(clock, config, queues[Queue.EXEC], lists[Queue.EXEC], tokens)
+    store = Store(clock, config, queues[Queue.STORE], lists[Queue.STORE], tokens, Writer(clock, config, memory))
+    units = load, execute, store
     for process in (fetch.requests(), fetch.decode(), *(unit.run() for unit in units)):
         clock.at(0, process)
     clock.run()
     ends = [fetch.ended, *(unit.ended for unit in units)]
     assert all(unit.done for unit in units), "a program that waits for ever"
-    return Prediction(max(ends) + 1, units[1].marks)
+    return Prediction(max(ends) + 1, execute.marks)
 
 
 # Time
@@ -171,12 +170,11 @@ class InstructionQueue:
 class Unit:
     """What load, execute and store have in common. `ended`: first cycle in which the unit no longer keeps the machine running."""
 
-    def __init__(self, clock: Clock, config: Config, memory: Memory, queue: InstructionQueue, instructions, tokens, reader):
-        self.clock, self.config, self.memory, self.queue, self.reader = clock, config, memory, queue, reader
-        self.instructions, self.tokens = instructions, tokens
+    def __init__(self, clock: Clock, config: Config, queue: InstructionQueue, instructions, tokens, channel=None):
+        self.clock, self.config, self.queue = clock, config, queue
+        self.instructions, self.tokens, self.channel = instructions, tokens, channel
         self.ended = 0
         self.done = not instructions
-        self.trains: dict[tuple, Train] = {}
 
     def take(self, index: int, fields: dict) -> Process:
         """Waits until it is known from which cycle on instruction `index` is at the head with its semaphores, and returns that."""
@@ -200,15 +198,16 @@ class Unit:
             yield from self.instruction(index, name, fields)
         self.done = True
 
-    def train(self, f: dict, beats: int) -> Train:
-        """The bursts of a LOAD's or STORE's segments."""
-        block = BURST * self.config.axi_bytes
-        key = (f["dram"] % block, f["slices"], f["slice_pitch"], f["ny"], f["y_pitch"], f["nx"], f["x_pitch"], beats)
-        if key not in self.trains:
-            addresses = [f["dram"] + s * f["slice_pitch"] + y * f["y_pitch"] + x * f["x_pitch"] & 0xFFFFFFFF
-                         for s in range(f["slices"]) for y in range(f["ny"]) for x in range(f["nx"])]
-            self.trains[key] = cut(addresses, beats, self.config.axi_bytes)
-        return self.trains[key]
+    def transfer(self, channel: "Channel", start: int, f: dict, beats: int) -> Process:
+        """The segments of a LOAD or STORE that starts in a cycle. Returns the cycles in which its last burst is granted and ends."""
+        bursts, valid = Bursts(self.config, channel), start + 1
+        for s in range(f["slices"]):
+            for y in range(f["ny"]):
+                for x in range(f["nx"]):
+                    addr = f["dram"] + s * f["slice_pitch"] + y * f["y_pitch"] + x * f["x_pitch"] & 0xFFFFFFFF
+                    valid = 1 + (yield from bursts.segment(valid, addr, beats))
+        yield from bursts.close()
+        return bursts.granted, bursts.ends[-1]
 
 
 def _sems(mask: int) -> list[Sem]:
@@ -217,21 +216,45 @@ def _sems(mask: int) -> list[Sem]:
 
 # Bursts and channels
 
-def cut(addresses: list[int], beats: int, axi_bytes: int) -> Train:
-    """Segments of `beats` beats each, cut at multiples of `BURST` beats and joined where they are contiguous."""
-    train, steps, count, end = [], 0, 0, None
-    for addr in addresses:
-        left = beats
-        while left:
-            offset = addr // axi_bytes % BURST
-            size = min(left, BURST - offset)
-            if count and not (offset and addr == end):
-                train.append((steps, count))
-                steps = count = 0
-            steps, count, left = steps + 1, count + size, left - size
-            addr = end = addr + size * axi_bytes
-    train.append((steps, count))
-    return tuple(train)
+class Bursts:
+    """Cuts segments at multiples of `BURST` beats and joins those that are contiguous and follow at once, a step a cycle."""
+
+    def __init__(self, config: Config, channel: "Channel"):
+        self.axi_bytes, self.channel = config.axi_bytes, channel
+        self.count, self.end = 0, 0  # the burst that grows: its beats, its end's address
+        self.stepped = -1  # the last step
+        self.granted = 0
+        self.ends: list[int] = []
+        self.totals: list[int] = []
+
+    def segment(self, valid: int, addr: int, beats: int) -> Process:
+        """A segment is offered from the cycle `valid` on. Returns the cycle in which it is taken."""
+        gap = max(self.stepped + 1, self.granted)
+        if self.count and gap < valid:
+            yield from self._issue(gap)
+        cycle = taken = max(valid, self.stepped)
+        while beats:
+            cycle += 1
+            offset = addr // self.axi_bytes % BURST
+            size = min(beats, BURST - offset)
+            if self.count and not (offset and addr == self.end):
+                cycle = max(cycle, self.granted)
+                yield from self._issue(cycle)
+            self.count, beats = self.count + size, beats - size
+            addr = self.end = addr + size * self.axi_bytes
+        self.stepped = cycle
+        return taken
+
+    def close(self) -> Process:
+        """No segment follows."""
+        if self.count:
+            yield from self._issue(max(self.stepped + 1, self.granted))
+
+    def _issue(self, cycle: int) -> Process:
+        self.granted, end = yield Request(self.channel, cycle + 1, self.count)
+        self.ends.append(end)
+        self.totals.append(self.count)
+        self.count = 0
 
 
 class Beats:
@@ -259,39 +282,35 @@ class Beats:
 
 @dataclass
 class Request:
-    """A burst that `owner` wants from the cycle `valid` on. A process that yields it goes on in the cycle of the grant, with that
-    cycle and the one in which the last beat is on the bus."""
+    """A burst wanted from the cycle `valid` on. A process that yields it goes on in the cycle of the grant, with that cycle and the
+    one in which the burst ends."""
 
-    reader: "Reader"
-    owner: int
+    channel: "Channel"
     valid: int
     beats: int
+    urgent: bool = False
     process: Process | None = None
 
     def wait(self, process: Process) -> None:
         self.process = process
-        self.reader.requests[self.owner] = self
-        self.reader.look()
+        self.channel.requests.append(self)
+        self.channel.look()
 
 
-class Reader:
-    """The read channel with its memory. Fetch goes first. Data come in order, so that a grant tells when they end."""
+class Channel:
+    """What the read and the write channel have in common. A grant tells when the burst ends, since everything goes in order."""
 
-    FETCH, LOAD = 0, 1
-
-    def __init__(self, clock: Clock, config: Config, memory: Memory):
+    def __init__(self, clock: Clock, config: Config, memory: Memory, bandwidth: tuple[int, int]):
         self.clock, self.memory, self.depth = clock, memory, config.outstanding
-        self.requests: dict[int, Request] = {}
+        self.beats = Beats(bandwidth)
+        self.requests: list[Request] = []
         self.granted: list[int] = []
         self.accepted: list[int] = []
         self.ends: list[int] = []
-        self.beats = Beats(memory.read_bandwidth)
 
     def ready(self) -> int:
         """First cycle in which another burst can be granted: `depth` are in flight, two wait for the memory at most."""
-        cycle = 0
-        if self.granted:
-            cycle = self.granted[-1] + 1
+        cycle = self.granted[-1] + 1 if self.granted else 0
         if len(self.granted) > 1:
             cycle = max(cycle, self.accepted[-2] + 1)
         if len(self.granted) >= self.depth:
@@ -300,32 +319,44 @@ class Reader:
 
     def look(self) -> None:
         if self.requests:
-            first = min(request.valid for request in self.requests.values())
-            self.clock.at(max(self.ready(), first), self.grant)
+            self.clock.at(max(self.ready(), min(request.valid for request in self.requests)), self.grant)
 
     def grant(self) -> None:
         now = self.clock.now
-        wanting = [owner for owner, request in self.requests.items() if request.valid <= now]
+        wanting = [request for request in self.requests if request.valid <= now]
         if not wanting or self.ready() > now:
             return  # another look came first
-        request = self.requests.pop(min(wanting))
-        accepted = accept(now, self.accepted, self.ends, self.memory)
-        end = self.beats.send(accepted + self.memory.latency, request.beats)
+        request = max(wanting, key=lambda request: request.urgent)
+        self.requests.remove(request)
+        accepted = max(now, self.accepted[-1] if self.accepted else 0) + 1
+        if len(self.ends) >= self.memory.outstanding:
+            accepted = max(accepted, self.ends[-self.memory.outstanding] + 1)
         self.granted.append(now)
         self.accepted.append(accepted)
-        self.ends.append(end)
+        self.ends.append(self.finish(now, accepted, request.beats))
         self.look()
-        self.clock.resume(request.process, (now, end))
+        self.clock.resume(request.process, (now, self.ends[-1]))
 
 
-def accept(pushed: int, accepted: list[int], ends: list[int], memory: Memory) -> int:
-    """Cycle in which the memory takes an address that a `Slice` takes in cycle `pushed`. `accepted`, `ends`: of those before it."""
-    cycle = pushed + 1
-    if accepted:
-        cycle = max(cycle, accepted[-1] + 1)
-    if len(ends) >= memory.outstanding:
-        cycle = max(cycle, ends[-memory.outstanding] + 1)
-    return cycle
+class Reader(Channel):
+    """Shared by fetch, which goes first, and load. A burst ends with its last beat on the bus."""
+
+    def __init__(self, clock: Clock, config: Config, memory: Memory):
+        super().__init__(clock, config, memory, memory.read_bandwidth)
+
+    def finish(self, granted: int, accepted: int, beats: int) -> int:
+        return self.beats.send(accepted + self.memory.latency, beats)
+
+
+class Writer(Channel):
+    """A burst ends with its response."""
+
+    def __init__(self, clock: Clock, config: Config, memory: Memory):
+        super().__init__(clock, config, memory, memory.write_bandwidth)
+
+    def finish(self, granted: int, accepted: int, beats: int) -> int:
+        sent = self.beats.send(max(granted + 2, accepted + 1), beats)
+        return max(sent + self.memory.latency, self.ends[-1] + 1 if self.ends else 0)
 
 
 # Fetch
@@ -347,7 +378,7 @@ class Fetch:
                 while len(self.taken) <= index - AHEAD:
                     yield self.news
                 ask = max(ask, self.taken[index - AHEAD] + 1)
-            granted, end = yield Request(self.reader, Reader.FETCH, ask + 1, self.beats)
+            granted, end = yield Request(self.reader, ask + 1, self.beats, urgent=True)
             self.arrived.append(end + 2)
             self.news.notify()
             ask = granted + 1
@@ -396,10 +427,8 @@ class Load(Unit):
             self.queue.leave(done)
             self.give(f, done + 1)
             return
-        issue, granted = start + 2, 0
-        for steps, beats in self.train(f, f["words"] * self._word_bits(f) // self.config.axi_bits):
-            issue = max(issue + steps, granted)
-            granted, end = yield Request(self.reader, Reader.LOAD, issue + 1, beats)
+        beats = f["words"] * self._word_bits(f) // self.config.axi_bits
+        granted, end = yield from self.transfer(self.channel, start, f, beats)
         self.free = end + 1
         self.queue.leave(max(handed, granted + 1))
         self.give(f, self.free + 1)
@@ -421,40 +450,53 @@ class Patch:
         inside = [(lo, hi) for lo, hi in ranges if lo < hi]
         self.low = min((lo for lo, _ in inside), default=0) * f["channels"] // self.axi_bytes * self.axi_bytes
         self.beats = -(-(max((hi for _, hi in inside), default=0) * f["channels"] - self.low) // self.axi_bytes)
-        self.issue, self.granted = 0, 0
+        self.bursts = Bursts(load.config, load.channel)
+        self.requested = 0  # the last row
+        self.received: list[tuple[int, int, int]] = []  # of each slice: its last burst, its beats of that, the last request
+        self.filled: list[int] = []
+        self.gathered: list[int] = []  # the last chunk of each slice is read
+        self.left: list[int] = []  # when the last chunks leave the pipeline
         self.next_words = -PLANES  # the emission takes its next words
 
     def run(self, start: int) -> Process:
         """Returns the cycle in which the last word has been written."""
         f = self.f
-        begin = start + f["nx"] * self.runs + PRODUCTS + 3
-        requested, filled, gathered, left = begin, [], [], []
+        self.requested = start + f["nx"] * self.runs + PRODUCTS + 3
         for s in range(f["slices"]):
-            claim = max(requested + 1, gathered[-2] + 1 if s > 1 else 0)
-            requested, end = yield from self._fetch(claim, f["y0"] + s * f["y_step"])
-            filled.append(max(end + 1, requested + 1, filled[-1] + 1 if s else 0))
-            first = max(filled[-1], gathered[-1] if s else 0) + 2
-            waiting = [cycle for cycle in left[-2:] if cycle >= first]  # chunks in the pipeline that are still held back
-            first = waiting[0] if waiting else first
-            chunks, left = self._gather(left[-1] + 1 if len(waiting) == 2 else first + 2)
-            gathered.append(left[-3] if chunks > 2 else first + chunks - 1)
+            claim = self.requested + 1
+            if s > 1:  # the half of the line memory must be free again
+                yield from self._gather(s - 2)
+                claim = max(claim, self.gathered[s - 2] + 1)
+            yield from self._fetch(claim, f["y0"] + s * f["y_step"])
+        for s in range(max(0, f["slices"] - 2), f["slices"]):
+            yield from self._gather(s)
         return self.next_words + PLANES + 1
 
     def _fetch(self, claim: int, top: int) -> Process:
-        """Requests a slice's rows. Returns the cycle of the last request of a row, and that of the last beat on the bus."""
-        f = self.f
-        rows = [top + r * f["dh"] for r in range(f["kh"])]
-        wanted = [r for r, row in enumerate(rows) if 0 <= row < f["height"] and self.beats > 0]
-        if not wanted:
-            return claim + f["kh"], 0
-        addresses = [f["dram"] + rows[r] * f["y_pitch"] + self.low for r in wanted]
-        last_steps = len(cut(addresses[-1:], self.beats, self.axi_bytes))
-        self.issue = max(self.issue, claim + wanted[0] + 2)
-        for steps, beats in cut(addresses, self.beats, self.axi_bytes):
-            stepped = self.issue + steps
-            self.issue = max(stepped, self.granted)
-            self.granted, end = yield Request(self.load.reader, Reader.LOAD, self.issue + 1, beats)
-        return stepped - 1 - last_steps + f["kh"] - 1 - wanted[-1], end
+        """Requests a slice's rows."""
+        f, bursts = self.f, self.bursts
+        cycle = claim
+        for r in range(f["kh"]):
+            cycle += 1
+            row = top + r * f["dh"]
+            if 0 <= row < f["height"] and self.beats > 0:
+                cycle = yield from bursts.segment(cycle, f["dram"] + row * f["y_pitch"] + self.low, self.beats)
+        self.requested = cycle
+        self.received.append((len(bursts.ends), bursts.count, cycle))
+
+    def _gather(self, s: int) -> Process:
+        """Waits for a slice's rows, and gathers them."""
+        bursts = self.bursts
+        burst, beats, requested = self.received[s]
+        if burst == len(bursts.ends):
+            yield from bursts.close()
+        end = bursts.ends[burst] - bursts.totals[burst] + beats if beats else 0
+        self.filled.append(max(end, requested, self.filled[-1] if s else 0) + 1)
+        first = max(self.filled[s], self.gathered[s - 1] if s else 0) + 2
+        waiting = [cycle for cycle in self.left[-2:] if cycle >= first]  # chunks in the pipeline that are still held back
+        first = waiting[0] if waiting else first
+        chunks = self._chunks(self.left[-1] + 1 if len(waiting) == 2 else first + 2)
+        self.gathered.append(self.left[-3] if chunks > 2 else first + chunks - 1)
 
     def _operations(self) -> list[tuple[bool, bool]]:
         """What the last stage does for a position, a cycle each: (hands words to the emission, is done with a chunk)."""
@@ -472,8 +514,8 @@ class Patch:
             lanes -= k if lanes >= k else 0
         return operations
 
-    def _gather(self, first: int) -> tuple[int, list[int]]:
-        """Gathers a slice, whose first chunk reaches the last stage in cycle `first`: its chunks, and when the last of them left."""
+    def _chunks(self, first: int) -> int:
+        """The chunks of a slice, the first of which reaches the last stage in cycle `first`. Returns their number."""
         operations, positions = self._operations(), self.f["nx"]
         now, lag, left, position = first - 1, None, [], 0
         while position < positions:
@@ -491,7 +533,8 @@ class Patch:
                 skipped = positions - position - 3
                 ahead = skipped * (now - before[0])
                 now, self.next_words, position = now + ahead, self.next_words + ahead, position + skipped
-        return positions * sum(leaves for _, leaves in operations), left[-3:]
+        self.left = left[-3:]
+        return positions * sum(leaves for _, leaves in operations)
 
 
 # Execute
@@ -559,24 +602,9 @@ class Execute(Unit):
 class Store(Unit):
     """STORE, one at a time: finished when every burst has been answered."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.accepted: list[int] = []
-        self.answered: list[int] = []
-        self.beats = Beats(self.memory.write_bandwidth)
-
     def instruction(self, index: int, name: str, f: dict) -> Process:
         start = yield from self.take(index, f)
-        issue, pushed, depth = start + 2, 0, self.config.outstanding
-        for steps, beats in self.train(f, f["words"] * self.config.k // self.config.axi_bits):
-            issue = max(issue + steps, pushed)
-            pushed = max(issue, pushed, *self.accepted[-2:-1]) + 1
-            if len(self.answered) >= depth:
-                pushed = max(pushed, self.answered[-depth] + 2)
-            accepted = accept(pushed, self.accepted, self.answered, self.memory)
-            sent = self.beats.send(max(pushed + 2, accepted + 1), beats)
-            self.accepted.append(accepted)
-            self.answered.append(max(sent + self.memory.latency, self.answered[-1] + 1 if self.answered else 0))
-        finished = self.answered[-1] + 2
+        _, answered = yield from self.transfer(self.channel, start, f, f["words"] * self.config.k // self.config.axi_bits)
+        finished = answered + 2
         self.queue.leave(finished)
         self.give(f, finished + 1)
