@@ -4,19 +4,18 @@ Each layer becomes a `Job`, then a `tiler.Plan`, then instructions in the order 
 overlap; `schedule.Builder` makes them overlap.
 """
 
-from seriatim.compiler import ir, layout, schedule, tiler
+from seriatim.compiler import ir, layout, model, schedule, tiler
 from seriatim.compiler.emit import Emitter
 from seriatim.compiler.jobs import Job, check_widths, job_of
 from seriatim.compiler.program import Compiled, LayerInfo, Place
-from seriatim.config import Config
+from seriatim.config import Config, Memory
 from seriatim.errors import CompileError
-from seriatim.isa import Queue
 
 ALIGN = 64
 """Alignment of segments in memory, in bytes: an instruction, and a multiple of every beat."""
 
 
-class _Memory:
+class _Segments:
     """Hands out addresses, and gathers the bytes of constants."""
 
     def __init__(self):
@@ -41,7 +40,7 @@ class _Memory:
         return b"".join(self.blobs)
 
 
-def _constants(job: Job, memory: _Memory, config: Config) -> None:
+def _constants(job: Job, memory: _Segments, config: Config) -> None:
     """Puts a layer's weights and params into memory."""
     if job.kind == "max":
         return
@@ -55,26 +54,27 @@ def _constants(job: Job, memory: _Memory, config: Config) -> None:
     job.param_at = [memory.add(layout.pack_params(m, b, config)) for m, b in job.params]
 
 
-def generate(region: ir.Region, config: Config) -> Compiled:
-    """The region's program for the machine of `config`. Raises CompileError, naming the layer, where something does not fit."""
+def generate(region: ir.Region, config: Config, memory: Memory | None = None) -> Compiled:
+    """The region's program for the machine of `config`, with the cycles that it takes on `memory` (by default `Memory()`; the
+    program itself does not depend on it). Raises CompileError, naming the layer, where something does not fit."""
     tail_zero = dict.fromkeys((t.name for t in region.inputs), True)
-    memory, jobs = _Memory(), []
+    segments, jobs = _Segments(), []
     for layer in region.layers:
         check_widths(layer, config)
         job = job_of(layer, config, tail_zero)
         tail_zero[layer.out.name] = job.tail_zero and (job.res is None or tail_zero[job.res.name])
         job.plan = tiler.plan(job.work, config)
-        _constants(job, memory, config)
+        _constants(job, segments, config)
         jobs.append(job)
-    image = memory.image
+    image = segments.image
     places: dict[str, Place] = {}
     outputs = {t.name for t in region.outputs}
     for tensor in region.inputs:
-        places[tensor.name] = _place(tensor, memory, config, "input")
-    write_base = memory.size
+        places[tensor.name] = _place(tensor, segments, config, "input")
+    write_base = segments.size
     for layer in region.layers:
-        places[layer.out.name] = _place(layer.out, memory, config, "output" if layer.out.name in outputs else "inner")
-    limit = memory.size
+        places[layer.out.name] = _place(layer.out, segments, config, "output" if layer.out.name in outputs else "inner")
+    limit = segments.size
     builder = schedule.Builder(config)
     written: dict[str, int] = {}
     firsts, loads, stores, notes = [], [], [], []
@@ -89,22 +89,23 @@ def generate(region: ir.Region, config: Config) -> Compiled:
     if len(jobs) > config.marks > 0:
         last = jobs[config.marks - 1].layer.name
         notes.append(f"{len(jobs)} layers, {config.marks} rows of counters: layers from {last} on share one")
-    program, cycles = builder.finish()
+    program = builder.finish()
     ranges = [(p.address, p.address + -(-p.size // ALIGN) * ALIGN) for p in places.values()]
     schedule.check(program, config, ranges)
-    address = memory.reserve(len(program))
-    if memory.size > 1 << 32:
-        raise CompileError(f"{memory.size} bytes of memory: addresses have 32 bits; use a smaller batch or image")
-    starts = [builder.queues[Queue.EXEC][first].start for first in firsts] + [cycles]
-    infos = tuple(_info(job, i, config, starts[i + 1] - starts[i], first)
-                  for i, (job, first) in enumerate(zip(jobs, zip(loads, firsts, stores))))
+    address = segments.reserve(len(program))
+    if segments.size > 1 << 32:
+        raise CompileError(f"{segments.size} bytes of memory: addresses have 32 bits; use a smaller batch or image")
+    predicted = model.predict(program, config, memory or Memory())
+    cycles = predicted.layers + (0,) * len(jobs)
+    infos = tuple(_info(job, i, config, cycles[i], first) for i, (job, first) in enumerate(zip(jobs, zip(loads, firsts, stores))))
     return Compiled(config, program, address, image, places, infos, tuple(t.name for t in region.inputs),
-                    tuple(t.name for t in region.outputs), (0, limit), (write_base, limit), memory.size, cycles, tuple(notes))
+                    tuple(t.name for t in region.outputs), (0, limit), (write_base, limit), segments.size, predicted.cycles,
+                    tuple(notes))
 
 
-def _place(tensor: ir.Tensor, memory: _Memory, config: Config, role: str) -> Place:
+def _place(tensor: ir.Tensor, segments: _Segments, config: Config, role: str) -> Place:
     size = layout.tensor_bytes(tensor, config)
-    return Place(tensor, memory.reserve(size), size, role)
+    return Place(tensor, segments.reserve(size), size, role)
 
 
 def _info(job: Job, index: int, config: Config, cycles: int, first: tuple[int, int, int]) -> LayerInfo:

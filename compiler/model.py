@@ -2,17 +2,19 @@
 
 It goes through the instructions as the hardware does, unit by unit (`hw/fetch.py`, `load.py`, `patch.py`, `axi.py`, `execute.py`,
 `drain.py`, `store.py`), but from event to event instead of cycle by cycle: an instruction, a burst, a column tile. Cycles count
-from the first one in which the machine runs, and the time of an event is the cycle in which its signal is up: a `+ 1` is a register.
+from the first one in which the machine runs, and the time of an event is the cycle in which its signal is up: a `+ 1` is a
+register.
 
-Each unit is a generator. What it yields says when it goes on: at a cycle, or once a `Condition` has been notified. What is known
-ahead (when a semaphore will be given, say) is handed on at once, with its time; only requests to the read channel, which fetch and
-load share, must come in the order of time.
+Each unit is a generator, which yields what it waits for: news of another unit, or the grant of a burst. What is known ahead (when
+a semaphore will be given, say) is handed on at once, with its time; only requests for bursts go in the order of time, since fetch
+and load share the read channel.
 """
 
 import heapq
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from seriatim import isa
 from seriatim.config import Config, Memory
@@ -40,10 +42,10 @@ Process = Generator
 
 @dataclass(frozen=True)
 class Prediction:
-    """Cycles from the start to the end of a program, and at which of them each MARK's layer begins."""
+    """Cycles from the start to the end of a program, and those of each layer that has a MARK: as the counters show them."""
 
     cycles: int
-    marks: dict[int, int]
+    layers: tuple[int, ...]
 
 
 def predict(program: bytes, config: Config, memory: Memory) -> Prediction:
@@ -66,7 +68,9 @@ def predict(program: bytes, config: Config, memory: Memory) -> Prediction:
     clock.run()
     ends = [fetch.ended, *(unit.ended for unit in units)]
     assert all(unit.done for unit in units), "a program that waits for ever"
-    return Prediction(max(ends) + 1, execute.marks)
+    cycles = max(ends) + 1
+    edges = [0, *execute.marks[1:], cycles]
+    return Prediction(cycles, tuple(b - a for a, b in zip(edges, edges[1:])) if execute.marks else ())
 
 
 # Time
@@ -177,7 +181,7 @@ class Unit:
         self.done = not instructions
 
     def take(self, index: int, fields: dict) -> Process:
-        """Waits until it is known from which cycle on instruction `index` is at the head with its semaphores, and returns that."""
+        """Waits until it is known in which cycle instruction `index`, at the head, takes its semaphores, and returns that."""
         cycle = yield from self.queue.head(index)
         for sem in _sems(fields["wait"]):
             tokens = self.tokens[sem]
@@ -199,7 +203,7 @@ class Unit:
         self.done = True
 
     def transfer(self, channel: "Channel", start: int, f: dict, beats: int) -> Process:
-        """The segments of a LOAD or STORE that starts in a cycle. Returns the cycles in which its last burst is granted and ends."""
+        """The segments of a LOAD or STORE that starts in a cycle. Returns in which its last burst is granted, and ends."""
         bursts, valid = Bursts(self.config, channel), start + 1
         for s in range(f["slices"]):
             for y in range(f["ny"]):
@@ -210,8 +214,9 @@ class Unit:
         return bursts.granted, bursts.ends[-1]
 
 
-def _sems(mask: int) -> list[Sem]:
-    return [sem for sem in Sem if sem & mask]
+@cache
+def _sems(mask: int) -> tuple[Sem, ...]:
+    return tuple(sem for sem in Sem if sem & mask)
 
 
 # Bursts and channels
@@ -282,8 +287,8 @@ class Beats:
 
 @dataclass
 class Request:
-    """A burst wanted from the cycle `valid` on. A process that yields it goes on in the cycle of the grant, with that cycle and the
-    one in which the burst ends."""
+    """A burst wanted from the cycle `valid` on. A process that yields it goes on in the cycle of the grant, with that cycle and
+    the one in which the burst ends."""
 
     channel: "Channel"
     valid: int
@@ -540,11 +545,11 @@ class Patch:
 # Execute
 
 class Execute(Unit):
-    """CONV, POOL and MARK. `marks`: layer -> cycle up to which the counters that its MARK copies have counted."""
+    """CONV, POOL and MARK. `marks`: cycles that the counters which each MARK copies have counted."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.marks: dict[int, int] = {}
+        self.marks: list[int] = []
         self.issued = self.job = self.given = -1  # of the instruction before: last step, taken by the drain, semaphores given
         self.draining = -self.config.m  # the last column tile begins to drain
 
@@ -552,7 +557,7 @@ class Execute(Unit):
         cycle = yield from self.take(index, f)
         if name == "MARK":
             start = max(cycle, self.given) + 1
-            self.marks[f["layer"]] = start + len(CYCLE_COUNTERS) - 1
+            self.marks.append(start + len(CYCLE_COUNTERS) - 1)
             self.given = start + len(Counter) - 1
             self.queue.leave(self.given)
         else:
@@ -567,8 +572,8 @@ class Execute(Unit):
         self.give(f, self.given)
 
     def _tiles(self, loaded: int, f: dict) -> None:
-        """The column tiles of a CONV: the last step of each waits for the drain registers, and the drain for its packer's words and
-        its residual."""
+        """The column tiles of a CONV: the last step of each waits for the drain registers, the drain for its residual and for the
+        words of the position before."""
         m = self.config.m
         psum, raw = f["output"] == Output.PSUM, f["output"] == Output.INT32
         words = self.config.raw_words if raw else f["out_planes"]

@@ -32,8 +32,8 @@ class Place:
 class LayerInfo:
     """A row of the layer table. `mark` is the number of the layer's MARK, None where there is none; `w` and `a` are bits;
     `k` products are summed for each output; `macs` and `binary_macs` are the PyTorch layer's; `steps` is the words that the
-    array (or the pool) takes, and `cycles` what the compiler's model expects. `first`: numbers of its first load, execute and
-    store instruction, each in its queue."""
+    array (or the pool) takes, and `cycles` what the compiler's model expects its counters to show (0 where it has no MARK).
+    `first`: numbers of its first load, execute and store instruction, each in its queue."""
 
     name: str
     kind: str
@@ -64,6 +64,7 @@ class Compiled:
     inputs, outputs : names of the region's tensors, in its order.
     read_range, write_range : `[first, beyond last)` bytes for the limit registers.
     memory_bytes : size of everything, the program included.
+    cycles : from the start to the interrupt, by the compiler's model.
     notes : what a user should know, such as layers without counters of their own.
     """
 

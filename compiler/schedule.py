@@ -3,8 +3,8 @@
 `Builder` takes loads, executes and stores in the order in which a machine without overlap would run them, with the
 buffer words that each touches. From those it derives the tokens: a load waits for the last execute that used the words
 it overwrites, and so on. Every dependency points backwards in that order, so no wait can be circular. `Builder.finish`
-then lists the three queues by the start times of a simple model of the machine, so that the fetch unit meets each
-instruction when its unit is ready for it.
+then lists the three queues by rough start times, so that the fetch unit meets each instruction when its unit is ready
+for it. (How long the program takes is `model.predict`'s matter.)
 
 `check` reads the finished bytes and knows nothing of how they came about.
 """
@@ -22,11 +22,11 @@ from seriatim.errors import CompileError
 from seriatim.isa import Buffer, Output, Queue, Sem
 
 LATENCY_CYCLES = 120
-"""Model: from an address to the first data, and from the last data written to its acknowledgement."""
+"""Rough count: from an address to the first data, and from the last data written to its acknowledgement."""
 START_CYCLES = 12
-"""Model: from an instruction to the next one of its queue."""
+"""Rough count: from an instruction to the next one of its queue."""
 DRAIN_CYCLES = 30
-"""Model: from the last word that an execute takes to its result in the out buffer."""
+"""Rough count: from the last word that an execute takes to its result in the out buffer."""
 
 READY = {Buffer.ACT: Sem.ACT_READY, Buffer.WGT: Sem.WGT_READY, Buffer.PRM: Sem.PRM_READY, Buffer.RES: Sem.RES_READY}
 FREE = {Buffer.ACT: Sem.ACT_FREE, Buffer.WGT: Sem.WGT_FREE, Buffer.PRM: Sem.PRM_FREE, Buffer.RES: Sem.RES_FREE}
@@ -44,7 +44,7 @@ def buffer_words(buffer: Buffer, config: Config) -> int:
 
 
 def dma_cycles(config: Config, segments: int, segment_bytes: int) -> int:
-    """Model: cycles that a DMA is busy with segments of contiguous bytes, each its own burst."""
+    """Rough count: cycles that a DMA is busy with segments of contiguous bytes, each its own burst."""
     beats = segments * (segment_bytes // config.axi_bytes)
     bursts = segments * max(1, segment_bytes // config.axi_bytes // 128)
     return max(beats, bursts * LATENCY_CYCLES // config.outstanding)
@@ -52,7 +52,7 @@ def dma_cycles(config: Config, segments: int, segment_bytes: int) -> int:
 
 @dataclass
 class Op:
-    """An instruction, the model's cycles, and for each semaphore the index of the producing queue's instruction that it needs."""
+    """An instruction, its rough cycles, and for each semaphore the index of the producing queue's instruction that it needs."""
 
     name: str
     fields: dict
@@ -165,7 +165,7 @@ class Builder:
                         self.queues[PRODUCER[sem]][index].signal |= sem
 
     def _times(self):
-        """Start and end of each instruction, in the model."""
+        """Start and end of each instruction, by a rough count that is good enough for their order."""
         heads = dict.fromkeys(self.queues, 0)
         free = dict.fromkeys(self.queues, 0)
         tail = {Queue.LOAD: LATENCY_CYCLES, Queue.EXEC: DRAIN_CYCLES, Queue.STORE: LATENCY_CYCLES}
@@ -191,8 +191,8 @@ class Builder:
                     moved = True
         assert all(heads[q] == len(ops) for q, ops in self.queues.items()), "tokens that wait in a circle"
 
-    def finish(self) -> tuple[bytes, int]:
-        """The program, and the cycles that the model expects."""
+    def finish(self) -> bytes:
+        """The program."""
         self._tokens()
         self._times()
         ops = [op for ops in self.queues.values() for op in ops]
@@ -201,7 +201,7 @@ class Builder:
             code = [isa.encode(op.name, wait=op.wait, signal=op.signal, **op.fields) for op in ops]
         except isa.ProgramError as error:
             raise CompileError(f"{error}; make the layer smaller, or the buffers that force this tile") from error
-        return b"".join(code) + isa.encode("END"), max((op.end for op in ops), default=0)
+        return b"".join(code) + isa.encode("END")
 
 
 # The check of a finished program

@@ -3,12 +3,13 @@
 import dataclasses
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seriatim.config import Config
+from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError, MismatchError
 from seriatim.sim import baseline, html
 from seriatim.sim import report as reports
@@ -26,10 +27,14 @@ def config_of(args) -> Config:
     return dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
 
 
-def opener(level: str, latency: int = 100, outstanding: int = 8, library: Path | None = None,
-           observe: bool = False) -> OpenSession:
-    """Opens sessions of a level: "rtl" (the Verilated machine, its memory as given) or "isa". `observe`: they remember what a
-    trace is made of; raises ConfigError where the level cannot."""
+def memory_of(args) -> Memory:
+    """The memory behind the machine that the command line describes."""
+    return Memory(latency=args.latency, outstanding=args.outstanding)
+
+
+def opener(level: str, memory: Memory | None = None, library: Path | None = None, observe: bool = False) -> OpenSession:
+    """Opens sessions of a level: "rtl" (the Verilated machine, on `memory`, by default `Memory()`) or "isa". `observe`: they
+    remember what a trace is made of; raises ConfigError where the level cannot."""
     if observe and level != "rtl":
         raise ConfigError(f"--trace with --session {level}: that level knows no cycles; trace the rtl level")
     if level == "isa":
@@ -39,7 +44,7 @@ def opener(level: str, latency: int = 100, outstanding: int = 8, library: Path |
     from seriatim.sim.rtl import RtlSession
     from seriatim.sim.verilated import MemoryModel
 
-    model = MemoryModel(latency=latency, outstanding=outstanding)
+    model = MemoryModel(**dataclasses.asdict(memory or Memory()))
     return lambda config, size: RtlSession(config, size, model=model, library_path=library, progress=_cycles, observe=observe)
 
 
@@ -107,15 +112,16 @@ class Job:
 
         return agreement(self.net, self.network, torch.from_numpy(self.images[:images].astype(np.int64)))
 
-    def compile(self, config: Config):
-        """The artefact for these images' number and size."""
+    def compile(self, config: Config, memory: Memory | None = None):
+        """The artefact for these images' number and size; its cycles are foretold with `memory` (by default `Memory()`)."""
         import torch
 
         from seriatim.compiler.codegen import generate
         from seriatim.compiler.driver import compile_network
 
         example = torch.zeros(self.images.shape, dtype=torch.int32)
-        return compile_network(self.network, example, config, generate, metadata=dataclasses.asdict(self.metadata))
+        return compile_network(self.network, example, config, partial(generate, memory=memory),
+                               metadata=dataclasses.asdict(self.metadata))
 
 
 def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool]:
@@ -180,13 +186,13 @@ def folder_of(args) -> Path:
 def main_sim(args) -> int:
     """`seriatim sim`. Returns 0 where every element of every layer equals PyTorch's, 1 otherwise."""
     start = time.perf_counter()
-    config = config_of(args)
-    open_session = opener(args.session, args.latency, args.outstanding)
-    traced = opener(args.session, args.latency, args.outstanding, observe=args.trace)
+    config, memory = config_of(args), memory_of(args)
+    open_session = opener(args.session, memory)
+    traced = opener(args.session, memory, observe=args.trace)
     with Step(f"network {args.net} W{args.w}A{args.a} ({args.quant})"):
         job = Job.load(args)
     with Step(f"compiling for the {config} machine"):
-        artefact = job.compile(config)
+        artefact = job.compile(config, memory)
     executor = Executor(config, traced)
     with Step(f"{len(job.images)} image(s) of {job.images.shape[-1]}x{job.images.shape[-1]} on the {args.session} level"):
         logits = np.asarray(artefact.run(job.images.astype(np.int32), executor=executor))

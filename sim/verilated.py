@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seriatim.config import Memory
 from seriatim.errors import MachineError, ToolError
 
 _u32, _u64, _i32, _i64, _ptr = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -26,14 +27,11 @@ class Reason(IntEnum):
 
 
 @dataclass(frozen=True)
-class MemoryModel:
-    """How the simulated AXI memory behaves. The defaults are the model of every published figure.
+class MemoryModel(Memory):
+    """How the simulated AXI memory behaves: a `Memory` with faults. The defaults are the model of every published figure.
 
     Members
     -------
-    latency : cycles from a read's address to its first data, and from a write's last data to its response.
-    outstanding : bursts taken at a time, each way.
-    read_bandwidth, write_bandwidth : beats per cycles, as (beats, cycles); at most one beat a cycle.
     stall_percent : chance that the memory holds back each of its ready and valid signals in a cycle, by a generator of `seed`.
     read_error_beat, write_error_burst : the number, since reset, of the read beat or write burst that answers `error`.
     read_hang_beat, write_hang_burst : from this one on nothing is answered.
@@ -43,10 +41,6 @@ class MemoryModel:
     An address outside the memory answers DECERR whatever is set here.
     """
 
-    latency: int = 100
-    outstanding: int = 8
-    read_bandwidth: tuple[int, int] = (1, 1)
-    write_bandwidth: tuple[int, int] = (1, 1)
     stall_percent: int = 0
     seed: int = 0
     error: Resp = Resp.SLVERR
@@ -61,12 +55,8 @@ class MemoryModel:
             if not holds:
                 raise ValueError(message)
 
-        require(1 <= self.latency < 1 << 32, f"latency={self.latency}: data come at least 1 cycle after their address")
-        require(1 <= self.outstanding <= 4096, f"outstanding={self.outstanding}: 1 to 4096 bursts")
+        super().__post_init__()
         require(0 <= self.stall_percent <= 99, f"stall_percent={self.stall_percent}: 0 to 99, or nothing would ever move")
-        for name in ("read_bandwidth", "write_bandwidth"):
-            beats, cycles = getattr(self, name)
-            require(1 <= beats <= cycles, f"{name}={beats, cycles}: at least 1 beat, at most 1 a cycle")
         for name in ("read_error_beat", "write_error_burst", "read_hang_beat", "write_hang_burst"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"{name}={value}: a number from 0 on, or None for never")
