@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
 
+from .activity import ARRAY_ACTIVITY, ArrayActivity
 from .popcount import Popcount
 
 STEP = data.StructLayout({
@@ -45,6 +46,7 @@ class Array(wiring.Component):
     filled, filled_final : the drain registers take a sum in this cycle; it is its instruction's last.
     row_en, row : row to read.
     x, r : N sums and the row's R, one cycle after `row_en`.
+    activity : the counters `ARRAY_ACTIVITY`; in a simulation build.
     """
 
     LATENCY = 4
@@ -68,6 +70,7 @@ class Array(wiring.Component):
             "row": In(range(m)),
             "x": Out(ACC_BITS).array(n),
             "r": Out(ACC_BITS),
+            "activity": Out(64).array(len(ARRAY_ACTIVITY)),
         })
 
     def elaborate(self, platform):
@@ -82,10 +85,9 @@ class Array(wiring.Component):
         row_valid = Signal(c.m, reset_less=True)
         step = Signal(STEP, reset_less=True)
         m.d.sync += valid.eq(self.valid)
+        gated = [Mux(self.step.bipolar & ~self.act_valid[i], 0, self.act[i]) for i in rows]
         with m.If(self.valid | self.load):
-            for i in rows:
-                gate = self.step.bipolar & ~self.act_valid[i]
-                m.d.sync += act[i].eq(Mux(gate, 0, self.act[i]))
+            m.d.sync += [act[i].eq(gated[i]) for i in rows]
         for i in rows:
             m.d.comb += self.taps[i].eq(act[i])
         with m.If(self.valid):
@@ -111,6 +113,14 @@ class Array(wiring.Component):
             m.d.sync += [counts[i][j].eq(products[i][j]) for i in rows for j in cols]
             m.d.sync += [act_counts[i].eq(act_ones[i]) for i in rows]
             m.d.sync += [wgt_counts[j].eq(wgt_ones[j]) for j in cols]
+
+        if self.simulation:
+            m.submodules.activity = activity = ArrayActivity(c)
+            m.d.comb += [activity.counted.eq(counted), activity.act_en.eq(self.valid | self.load), activity.wgt_en.eq(self.valid)]
+            m.d.comb += [activity.counts[i * c.n + j].eq(counts[i][j]) for i in rows for j in cols]
+            for ports, words in ((activity.act_old, act), (activity.act_new, gated), (activity.wgt_old, wgt),
+                                 (activity.wgt_new, self.wgt), (self.activity, activity.values)):
+                m.d.comb += [port.eq(word) for port, word in zip(ports, words)]
 
         # Sums. Terms are taken modulo 2^32, so that nothing needs a sign extension.
         x = [[Signal(ACC_BITS, name=f"x_{i}_{j}", reset_less=True) for j in cols] for i in rows]

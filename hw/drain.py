@@ -36,7 +36,7 @@ class Drain(wiring.Component):
     row_en, row, x, r : the drain registers' read port.
     free : a sum that reaches the drain registers `NOTICE` cycles from now finds them empty (if there is none on the way).
     pool_valid, pool, pool_done, pool_signed : words of the pool unit, the last of an instruction; how it compares.
-    prm_*, res_*, out_*, requant_step, give_* : as in Execute.
+    prm_*, res_*, out_*, psum_*, requant_step, give_* : as in Execute.
     busy, stop : a job is under way; write nothing more.
     error, error_pc : an address is outside its buffer.
     """
@@ -75,6 +75,8 @@ class Drain(wiring.Component):
             "out_addr": Out(16),
             "out_data": Out(c.k).array(c.m),
             "requant_step": Out(1),
+            "psum_read": Out(1),
+            "psum_write": Out(1),
             "give_valid": Out(1),
             "give_mask": Out(isa.SEM_COUNT),
             "busy": Out(1),
@@ -183,13 +185,14 @@ class Drain(wiring.Component):
 
         # The sum of values, plus psum.
         acc = [Signal(signed(ACC_BITS), name=f"acc_{n}", reset_less=True) for n in range(c.n)]
+        m.d.comb += [self.psum_read.eq(self.row_en & job["psum_add"] & psum_fits), self.psum_write.eq(psum_write[1] & ~self.stop)]
         for n in range(c.n):
             memory = Memory(shape=ACC_BITS, depth=c.psum_words, init=[])
             m.submodules[f"psum_{n}"] = memory
             read, write = memory.read_port(), memory.write_port()
             m.d.comb += [
-                read.en.eq(self.row_en & job["psum_add"] & psum_fits), read.addr.eq(psum_at),
-                write.en.eq(psum_write[1] & ~self.stop), write.addr.eq(psum_addr[1]), write.data.eq(acc[n]),
+                read.en.eq(self.psum_read), read.addr.eq(psum_at),
+                write.en.eq(self.psum_write), write.addr.eq(psum_addr[1]), write.data.eq(acc[n]),
             ]
             old = Mux(job["psum_add"], read.data, 0)[:ACC_BITS]
             with m.If(valid[1]):

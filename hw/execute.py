@@ -8,6 +8,7 @@ from seriatim import isa
 from seriatim.config import Config
 from seriatim.csr import Cause
 
+from .activity import ARRAY_ACTIVITY
 from .array import Array
 from .dispatch import JOB, Dispatch
 from .drain import PARAM, Drain
@@ -33,7 +34,8 @@ class Execute(wiring.Component):
     act_*, wgt_*, prm_*, res_* : read ports; data follow one cycle after address and enable.
     out_* : write port; `out_we` has one bit for each slice.
     cause : the csr.Counter (0 to 7) that this cycle belongs to.
-    array_step, pool_step, requant_step : events.
+    array_step, pool_step, requant_step, psum_read, psum_write : events.
+    activity : as in Array.
     mark_valid, mark_layer, mark_done : the profile unit copies the counters and answers mark_done.
     error_valid, error_cause, error_pc : held until `clear`; the unit has stopped. All earlier instructions have finished.
     halt : no more steps and no writes.
@@ -73,6 +75,9 @@ class Execute(wiring.Component):
             "array_step": Out(1),
             "pool_step": Out(1),
             "requant_step": Out(1),
+            "psum_read": Out(1),
+            "psum_write": Out(1),
+            "activity": Out(64).array(len(ARRAY_ACTIVITY)),
             "mark_valid": Out(1),
             "mark_layer": Out(8),
             "mark_done": In(1),
@@ -144,8 +149,9 @@ class Execute(wiring.Component):
             self.prm_en.eq(drain.prm_en), self.prm_addr.eq(drain.prm_addr),
             self.res_en.eq(drain.res_en), self.res_addr.eq(drain.res_addr),
             self.out_we.eq(drain.out_we), self.out_addr.eq(drain.out_addr),
-            self.requant_step.eq(drain.requant_step),
+            self.requant_step.eq(drain.requant_step), self.psum_read.eq(drain.psum_read), self.psum_write.eq(drain.psum_write),
         ]
+        m.d.comb += [mine.eq(its) for mine, its in zip(self.activity, array.activity)]
         m.d.comb += [drain.x[j].eq(array.x[j]) for j in cols]
         m.d.comb += [drain.pool[i].eq(pool.out[i]) for i in rows]
         m.d.comb += [drain.res_data[i].eq(self.res_data[i]) for i in rows]

@@ -5,10 +5,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
-from seriatim.csr import Cause, Counter
+from seriatim.csr import ACTIVITY_COUNTERS, Cause, Counter
 from seriatim.isa import Queue
 
 from . import axi
+from .activity import ARRAY_ACTIVITY, MEMORY_ACTIVITY, MemoryActivity
 from .buffers import Banks, Flags
 from .counters import Counters
 from .csr import LITE, Registers
@@ -58,7 +59,7 @@ class Seriatim(wiring.Component):
         m.submodules.fetch, m.submodules.load = restart(fetch), restart(load)
         m.submodules.store, m.submodules.semaphores = restart(store), restart(semaphores)
         m.submodules.execute = execute = Execute(c, self.simulation)
-        m.submodules.counters = counters = Counters(c)
+        m.submodules.counters = counters = Counters(c, self.simulation)
         m.submodules.act = act = Banks(c.m, c.act_words, c.k)
         m.submodules.act_flags = flags = Flags(c.m, c.act_words)
         m.submodules.res = res = Banks(c.m, c.res_words, c.k)
@@ -138,6 +139,16 @@ class Seriatim(wiring.Component):
             registers.profile_hi.eq(counters.profile_data[32:]),
         ]
         m.d.comb += [mine.eq(its) for mine, its in zip(registers.counters, counters.values)]
+        if self.simulation:
+            m.submodules.activity = restart(activity := MemoryActivity(c))
+            m.d.comb += [
+                activity.act_writes.eq(load.act_we), activity.res_writes.eq(load.res_we),
+                activity.wgt_writes.eq(load.wgt_we), activity.prm_writes.eq(load.prm_we),
+                activity.res_reads.eq(execute.res_en), activity.out_writes.eq(execute.out_we[0]),
+                activity.psum_reads.eq(execute.psum_read), activity.psum_writes.eq(execute.psum_write),
+            ]
+            values = dict(zip(MEMORY_ACTIVITY + ARRAY_ACTIVITY, [*activity.values, *execute.activity]))
+            m.d.comb += [counters.activity[i].eq(values[counter]) for i, counter in enumerate(ACTIVITY_COUNTERS)]
 
         self._control(m, registers, start, running, halt, units, fetch, semaphores, reader, writer)
         if self.observed:

@@ -14,6 +14,7 @@ from seriatim.csr import Cause, Counter
 from seriatim.errors import MachineError, ProgramError
 from seriatim.formats import Kind
 from seriatim.isa import Buffer, Engine, Output, Queue, Sem
+from seriatim.sim.activity import Activity
 from seriatim.sim.requant import requant
 
 
@@ -62,6 +63,8 @@ class Machine:
         self.psum = np.zeros((c.psum_words, c.n), np.int64)
         self.sems = dict.fromkeys(Sem, 0)
         self.counters = dict.fromkeys(Counter, 0)
+        self.activity = Activity()
+        self.marks: dict[int, dict[Counter, int]] = {}
 
     # Addresses
 
@@ -124,6 +127,7 @@ class Machine:
                 self.prm_b[words] = np.ascontiguousarray(params[..., :8]).view("<i8")[..., 0]
                 self.prm_m[words] = np.ascontiguousarray(params[..., 8:12]).view("<i4")[..., 0]
             self.counters[Counter.READ_BEATS] += len(data) // c.axi_bytes
+            self.counters[Counter.WGT_WRITES if buffer is Buffer.WGT else Counter.PRM_WRITES] += f["words"] * c.n
             return
         target, depth = (self.act, c.act_words) if buffer is Buffer.ACT else (self.res, c.res_words)
         size = f["words"] * c.word_bytes
@@ -137,6 +141,8 @@ class Machine:
                     if buffer is Buffer.ACT:
                         self.valid[words, f["slice"] + s] = 1
         self.counters[Counter.READ_BEATS] += f["slices"] * f["ny"] * f["nx"] * size // c.axi_bytes
+        writes = Counter.ACT_WRITES if buffer is Buffer.ACT else Counter.RES_WRITES
+        self.counters[writes] += f["slices"] * f["ny"] * f["nx"] * f["words"]
 
     def fill(self, f):
         if f["mask"] >> self.config.m:
@@ -149,6 +155,7 @@ class Machine:
             for s in mask:
                 self.act[words, s] = bit[:, None]
                 self.valid[words, s] = f["valid"]
+            self.counters[Counter.ACT_WRITES] += len(mask) * f["words"]
 
     def patch(self, f):
         c, axi = self.config, self.config.axi_bytes
@@ -179,6 +186,7 @@ class Machine:
             planes = np.unpackbits(padded.reshape(f["nx"], count, 1, c.k), axis=2)  # most significant first
             self.act[words, f["slice"] + s] = planes.reshape(-1, c.k)
             self.valid[words, f["slice"] + s] = 1
+            self.counters[Counter.ACT_WRITES] += len(words)
 
     # Execute queue
 
@@ -203,31 +211,42 @@ class Machine:
         words = taps[..., None] + np.arange(nc) * f["sc"]  # (p, kh, kw, c)
         acc = np.empty((positions, ng, c.m, c.n), np.int64)
         tap = np.arange(f["kh"] * f["kw"])[:, None] * f["wgt_tap"] + np.arange(nc) * w_bits
-        act = None
+        act, act_planes, wgt_planes = None, [], []
         for g in range(ng):
             if act is None or f["sg"]:
                 at = self._in("ACT", words + g * f["sg"] + np.arange(a_bits).reshape(-1, 1, 1, 1, 1), c.act_words)
+                bits = self.act[at]  # (plane, p, kh, kw, c, M, K)
                 if kinds[0] is Kind.BIPOLAR:  # each plane is -1 or +1, or 0 where its word is invalid
-                    signs = (2.0 * self.act[at] - 1) * self.valid[at][..., None]
-                    act = np.tensordot(2.0 ** np.arange(a_bits - 1, -1, -1), signs, axes=1)
+                    valid = self.valid[at][..., None]
+                    act = np.tensordot(2.0 ** np.arange(a_bits - 1, -1, -1), (2.0 * bits - 1) * valid, axes=1)
+                    bits = bits * valid
                 else:
-                    act = plane_values(self.act[at], kinds[0])  # (p, kh, kw, c, M, K)
+                    act = plane_values(bits, kinds[0])  # (p, kh, kw, c, M, K)
                 act = act.reshape(positions, -1, c.m, c.k).transpose(0, 2, 1, 3).reshape(positions * c.m, -1)
+                bits = bits.reshape(a_bits, positions, -1, c.m, c.k)
             at = f["wgt_base"] + g * f["wgt_g"] + tap + np.arange(w_bits).reshape(-1, 1, 1)
-            wgt = plane_values(self.wgt[self._in("WGT", at, c.wgt_words)], kinds[1])  # (tap, c, N, K)
-            wgt = wgt.reshape(-1, c.n, c.k).transpose(1, 0, 2).reshape(c.n, -1)
+            wgt = self.wgt[self._in("WGT", at, c.wgt_words)]  # (plane, tap, c, N, K)
+            act_planes.append(bits)
+            wgt_planes.append(wgt.reshape(w_bits, -1, c.n, c.k))
+            wgt = plane_values(wgt, kinds[1]).reshape(-1, c.n, c.k).transpose(1, 0, 2).reshape(c.n, -1)
             acc[:, g] = np.rint(act @ wgt.T).astype(np.int64).reshape(positions, c.m, c.n)
         self.counters[Counter.ARRAY_STEPS] += positions * ng * tap.size * a_bits * w_bits
+        self.activity.conv(act_planes, wgt_planes)
+        self._switched()
         psum = f["psum_base"] + np.arange(positions * ng * c.m).reshape(positions, ng, c.m)
         if f["psum_add"]:
             acc += self.psum[self._in("PSUM", psum, c.psum_words)]
+            self.counters[Counter.PSUM_READS] += psum.size
         if output is Output.PSUM:
             self.psum[self._in("PSUM", psum, c.psum_words)] = acc
+            self.counters[Counter.PSUM_WRITES] += psum.size
             return
         g = self._in("PRM", f["prm_base"] + np.arange(ng), c.prm_words)
         m, b = self.prm_m[g][None, :, None, :], self.prm_b[g][None, :, None, :]
         q = requant(acc, m, b, f["shift"], f["lo"], f["hi"], self._residual(f, positions, ng), f["m2"])
         self.counters[Counter.REQUANTS] += positions * ng * c.m
+        self.counters[Counter.RES_READS] += positions * ng * f["res_planes"]
+        self.counters[Counter.OUT_WRITES] += positions * (f["out_planes"] if output is Output.PLANES else ng * c.raw_words)
         if output is Output.INT32:
             raw = np.zeros((positions, ng, c.m, c.raw_words * c.k // 32), "<i4")
             raw[..., :c.n] = q
@@ -240,6 +259,10 @@ class Machine:
         bit = np.arange(f["out_planes"] - 1, -1, -1)[None, :, None, None]
         at = self._in("OUT", f["out_base"] + np.arange(positions * f["out_planes"]), c.out_words)
         self.out[at] = (lanes[:, None] >> bit & 1).reshape(-1, c.m, c.k)
+
+    def _switched(self):
+        self.counters |= {Counter.ARRAY_ONES: self.activity.ones, Counter.ACT_FLIPS: self.activity.act.flips,
+                          Counter.WGT_FLIPS: self.activity.wgt.flips}
 
     def _residual(self, f, positions: int, ng: int):
         """Residual codes (p, g, M, N), or None."""
@@ -260,15 +283,19 @@ class Machine:
         self._planes(planes)
         taps = self._taps(f)
         at = taps[:, :, :, None] + np.arange(ng) * planes + np.arange(planes).reshape(-1, 1, 1, 1, 1)
-        code = plane_values(self.act[self._in("ACT", at, c.act_words)], Kind.INT if f["is_signed"] else Kind.UINT)
+        bits = self.act[self._in("ACT", at, c.act_words)]  # (plane, p, kh, kw, g, M, K)
+        code = plane_values(bits, Kind.INT if f["is_signed"] else Kind.UINT)
         best = code.max(axis=(1, 2)).astype(np.int64)  # (p, g, M, K)
         bit = np.arange(planes - 1, -1, -1)[None, None, :, None, None]
         at = self._in("OUT", f["out_base"] + np.arange(len(taps) * ng * planes), c.out_words)
         self.out[at] = (best[:, :, None] >> bit & 1).reshape(-1, c.m, c.k)
         self.counters[Counter.POOL_STEPS] += taps.size * ng * planes
+        self.counters[Counter.OUT_WRITES] += len(taps) * ng * planes
+        self.activity.pool(bits.transpose(1, 4, 2, 3, 0, 5, 6).reshape(-1, c.m, c.k))
+        self._switched()
 
     def mark(self, f):
-        pass
+        self.marks[f["layer"]] = dict(self.counters)
 
     # Store queue
 

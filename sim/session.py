@@ -176,7 +176,8 @@ class MemorySession(Session):
 
 
 class IsaSession(MemorySession):
-    """The ISA simulator behind the session's interface. Its cycle counters stay 0: it knows no time."""
+    """The ISA simulator behind the session's interface. Its cycle counters stay 0: it knows no time. Its profile memory holds the
+    other counters of every layer; loads count for the layer that its order of the queues has come to."""
 
     level = "isa"
 
@@ -189,6 +190,10 @@ class IsaSession(MemorySession):
         self.machine: Machine | None = None
 
     def csr_read(self, name):
+        if name in ("PROFILE_LO", "PROFILE_HI"):
+            layer, counter = divmod(self._csrs["PROFILE_ADDR"], csr.PROFILE_ROW)
+            value = self.machine.marks.get(layer, {}).get(counter, 0) if self.machine else 0
+            return value >> 32 if name == "PROFILE_HI" else value & 0xFFFFFFFF
         return self._csrs[name]
 
     def csr_write(self, name, value):

@@ -52,6 +52,17 @@ class Counter(IntEnum):
     POOL_STEPS = 11
     REQUANTS = 12
     FETCH_BEATS = 13
+    ACT_WRITES = 14
+    RES_WRITES = 15
+    WGT_WRITES = 16
+    PRM_WRITES = 17
+    RES_READS = 18
+    OUT_WRITES = 19
+    PSUM_READS = 20
+    PSUM_WRITES = 21
+    ARRAY_ONES = 22
+    ACT_FLIPS = 23
+    WGT_FLIPS = 24
 
 
 COUNTER_DOC = {
@@ -69,11 +80,26 @@ COUNTER_DOC = {
     Counter.POOL_STEPS: "cycles in which the pool unit takes a word",
     Counter.REQUANTS: "rows of N accumulators requantised",
     Counter.FETCH_BEATS: "AXI read beats of the program",
+    Counter.ACT_WRITES: "words of K bits written to slices of the act buffer",
+    Counter.RES_WRITES: "words of K bits written to slices of the residual buffer",
+    Counter.WGT_WRITES: "words of K bits written to columns of the wgt buffer",
+    Counter.PRM_WRITES: "params of a channel (96 bits) written",
+    Counter.RES_READS: "words of M x K bits read from the residual buffer, those read ahead in vain included",
+    Counter.OUT_WRITES: "words of M x K bits written to the out buffer",
+    Counter.PSUM_READS: "rows of N sums read from the psum memory",
+    Counter.PSUM_WRITES: "rows of N sums written to the psum memory",
+    Counter.ARRAY_ONES: "ones of act AND wgt, over all M x N products of all array steps",
+    Counter.ACT_FLIPS: "bits in which an act word of the array (M x K) differs from the one before it, POOL's included",
+    Counter.WGT_FLIPS: "bits in which a wgt word of the array (N x K) differs from the one before it",
 }
 STALLS = {c.name.removeprefix("STALL_").lower(): c for c in Counter if c.name.startswith("STALL_")}
 """Stall causes by the name that reports use."""
 CYCLE_COUNTERS = tuple(c for c in Counter if c <= Counter.STALL_FETCH)
-PROFILE_ROW = 16
+ACTIVITY_COUNTERS = tuple(c for c in Counter if c >= Counter.ACT_WRITES)
+"""What energy is reckoned from, besides the others. In the simulation build alone: a synthesised machine reads 0."""
+for _counter in ACTIVITY_COUNTERS:
+    COUNTER_DOC[_counter] += " (simulation build only)"
+PROFILE_ROW = 32
 """Counters of one row of the profile memory (a power of two, at least len(Counter))."""
 
 
@@ -106,7 +132,7 @@ _REGISTERS = [
     ("WATCHDOG", "rw", "Cycles without any progress after which the machine stops; 0: never."),
     ("IRQ_ENABLE", "rw", "Bit 0: raise the interrupt when done or stopped."),
     ("LAYER", "r", "Layer of the last MARK."),
-    ("PROFILE_ADDR", "rw", "Entry of the profile memory: layer * 16 + counter."),
+    ("PROFILE_ADDR", "rw", "Entry of the profile memory: layer * 32 + counter."),
     ("PROFILE_LO", "r", "Low half of that entry, two cycles after the address was written."),
     ("PROFILE_HI", "r", "High half."),
 ]
