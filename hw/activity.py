@@ -51,19 +51,21 @@ class ArrayActivity(wiring.Component):
                 terms = sums
             return terms[0]
 
+        ones = total(self.counts)
         with m.If(self.counted):
-            m.d.sync += values[Counter.ARRAY_ONES].eq(values[Counter.ARRAY_ONES] + total(self.counts))
+            m.d.sync += values[Counter.ARRAY_ONES].eq(values[Counter.ARRAY_ONES] + ones)
         for name, counter in (("act", Counter.ACT_FLIPS), ("wgt", Counter.WGT_FLIPS)):
             flips = []
             for i, (old, new) in enumerate(zip(getattr(self, f"{name}_old"), getattr(self, f"{name}_new"))):
                 m.submodules[f"{name}_flips_{i}"] = flipped = Popcount(len(old), simulation=True)
                 m.d.comb += flipped.i.eq(old ^ new)
                 flips.append(flipped.o)
+            changed = total(flips)
             known = Signal(name=f"{name}_known")
             with m.If(getattr(self, f"{name}_en")):
                 m.d.sync += known.eq(1)
                 with m.If(known):
-                    m.d.sync += values[counter].eq(values[counter] + total(flips))
+                    m.d.sync += values[counter].eq(values[counter] + changed)
         return m
 
 
