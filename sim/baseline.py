@@ -16,6 +16,8 @@ from seriatim.sim.executor import Executor, OpenSession
 from seriatim.sim.session import cycles
 
 BITS = 8
+CACHE = "sim/w8a8"
+"""Folder of the figures, in the cache."""
 SOURCES = ("", "algo", "compiler", "hw")
 """Parts of the package on whose text the counts depend: contract, export, compiler, machine."""
 
@@ -63,15 +65,15 @@ def _measure(args: argparse.Namespace, config: Config, open_session: OpenSession
         (folder / "counts.json").write_text(json.dumps(found, indent=1) + "\n")
 
     what = f"the W8A8 figures: {args.net} on the {config} machine, {args.images} image(s)"
-    return json.loads((build.cached("sim/w8a8", _key(twin, config, path), make, what) / "counts.json").read_text())
+    return json.loads((build.cached(CACHE, _key(twin, config, path), make, what) / "counts.json").read_text())
 
 
 def _checkpoint(args: argparse.Namespace) -> Path:
     """Where `load_net` finds, or leaves, the net."""
-    from seriatim.algo.trained import CACHE, SHIPPED, name_of
+    from seriatim.algo import trained
 
-    name = f"{name_of(args.net, args.quant, args.w, args.a, args.first_last)}.ckpt"
-    return SHIPPED / name if (SHIPPED / name).exists() else CACHE / name
+    name = f"{trained.name_of(args.net, args.quant, args.w, args.a, args.first_last)}.ckpt"
+    return trained.SHIPPED / name if (trained.SHIPPED / name).exists() else trained.CACHE / name
 
 
 def _key(args: argparse.Namespace, config: Config, checkpoint: Path) -> str:

@@ -37,8 +37,8 @@ is right at 50 % was found 101 % too large at 10 %."""
 ARRAY_RANGE = 0.5, 1.5
 """A fit of operations, flips and ones to 19 measured workloads was off by 8.5 % on average and by 41 % at most. The constants
 here rest on three of those workloads, and on an assumption."""
-ARRAY_SOURCE = ("measured on a 4x4x64 array, Nangate45, before layout: 30 fJ a binary MAC with half-normal W1A8 data, at 50 % ones "
-                "2.01 times that at 10 %; split by least norm")
+ARRAY_SOURCE = ("measured on a 4x4x64 array, Nangate45, before layout: 30 fJ a binary MAC with half-normal W1A8 data, at 50 % "
+                "ones 2.01 times that at 10 %; split by least norm")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""The report: latency, energy and the comparison with W8A8, from real runs of the digits network."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from seriatim import cli
+from seriatim.config import Config
+from seriatim.sim import baseline, driver
+from seriatim.sim import report as reports
+
+IMAGES = 3
+
+
+def sim(folder: Path, *options: str) -> dict:
+    """The report of a run, also printed by `seriatim report`."""
+    assert cli.main(["sim", "--net", "digits", "--images", str(IMAGES), "--out", str(folder), *options]) == 0
+    assert cli.main(["report", str(folder)]) == 0
+    return reports.load(folder)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """(w, a) of every network that is loaded in order to be run."""
+    seen, load = [], driver.Job.load
+    monkeypatch.setattr(driver.Job, "load", classmethod(lambda cls, args: seen.append((args.w, args.a)) or load(args)))
+    return seen
+
+
+@pytest.mark.rtl
+def test_w8a8_is_run_once_and_then_known(tmp_path, monkeypatch, loads):
+    monkeypatch.setattr(baseline, "CACHE", str(tmp_path / "w8a8"))
+    first, again = sim(tmp_path / "1"), sim(tmp_path / "2", "--clock-mhz", "250")
+    assert loads == [(1, 8), (8, 8), (1, 8)]
+    total, speedup = first["totals"], first["totals"]["speedup_vs_w8a8"]
+    assert again["totals"]["speedup_vs_w8a8"] == speedup and again["totals"]["cycles"] == total["cycles"]
+
+    own = sim(tmp_path / "3", "--w", "8", "--a", "8")["totals"]
+    assert loads[3:] == [(8, 8)], "W8A8 itself needs no second run"
+    assert speedup["w8a8_cycles"] == own["cycles"] and speedup["w8a8_energy_uj"] == own["energy_uj"]["total"]
+    assert (own["speedup_vs_w8a8"]["cycles"], own["speedup_vs_w8a8"]["energy"]) == (1, 1)
+    assert speedup["cycles"] == pytest.approx(own["cycles"] / total["cycles"], abs=1e-3) and speedup["cycles"] > 2
+    assert speedup["energy"] == pytest.approx(own["energy_uj"]["total"] / total["energy_uj"]["total"], abs=1e-3)
+
+    assert total["latency_ms"] == pytest.approx(total["cycles"] / 100e3, abs=1e-3) and total["clock_mhz"] == 100
+    assert total["images_per_second"] == pytest.approx(IMAGES * 1e3 / total["latency_ms"], rel=1e-3)
+    assert again["totals"]["latency_ms"] == pytest.approx(total["latency_ms"] / 2.5, abs=1e-3)
+    assert total["predicted_cycles"] == pytest.approx(total["cycles"], rel=0.3)
+    assert all(layer["predicted_cycles"] > 0 for layer in first["layers"])
+    for event, row in total["energy_uj"]["events"].items():
+        assert sum(layer["energy_uj"][event] for layer in first["layers"]) == pytest.approx(row["uj"], abs=1e-4), event
+    for event in ("array_ones", "array_flips", "act_write", "out_write", "requant", "dram"):
+        assert total["energy_uj"]["events"][event]["uj"] > 0
+
+
+@pytest.mark.unit
+def test_without_cycles_there_is_no_speedup(tmp_path, loads, capsys):
+    total = sim(tmp_path, "--session", "isa")["totals"]
+    assert loads == [(1, 8)] and total["speedup_vs_w8a8"] is None and total["images_per_second"] is None
+    assert total["energy_uj"]["events"]["array_ones"]["uj"] > 0, "the ISA simulator counts events, if not cycles"
+    out = capsys.readouterr().out
+    assert "0.45x" in out and "loses at 8" in out and "power of an FPGA: not estimated" in out
+    assert "W8A8 on this machine" not in out
+
+
+@pytest.mark.unit
+def test_everything_that_matters_is_in_the_key(tmp_path):
+    checkpoint = tmp_path / "net.ckpt"
+    checkpoint.write_bytes(b"weights")
+    base = dict(net="digits", quant="slb", w=8, a=8, image=None, images=10, session="rtl", latency=100, outstanding=8)
+    config = Config()
+
+    def key(config=config, **other) -> str:
+        return baseline._key(argparse.Namespace(**base | other), config, checkpoint)
+
+    keys = {key(), key(dataclasses.replace(config, wgt_words=1200))}
+    for other in (dict(net="resnet20"), dict(image=16), dict(images=11), dict(latency=99), dict(outstanding=4)):
+        keys.add(key(**other))
+    assert key() in keys and len(keys) == 7
+    checkpoint.write_bytes(b"weighty")
+    assert key() not in keys
