@@ -1,71 +1,208 @@
-"""`seriatim bench`: the figures that the README quotes, measured in one run and written to `build/bench.json`."""
+"""`seriatim bench`: measures the figures that the README quotes, beside those recorded in `docs/bench.json`."""
 
-import json
-import os
+import argparse
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from seriatim.config import Config
-from seriatim.errors import ConfigError
+import numpy as np
+
+from seriatim.config import Config, Memory
+from seriatim.errors import ConfigError, MismatchError
+from seriatim.sim import figures
+from seriatim.sim.driver import Job, Step, opener
+from seriatim.sim.executor import Executor, Run, execute
+from seriatim.sim.session import cycles
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from seriatim.algo.export import IntegerNetwork
+
+RECORD = Path("docs", "bench.json")
+PUBLISHED = Memory()
+"""The memory of every published figure."""
+SHAPES = {"224x224, one image": (224, 1), "64x64, ten images": (64, 10)}
+WIDTHS = ((1, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4), (1, 8), (2, 8), (4, 8))
+MACHINES = (Config(), Config(n=16), Config(m=8, axi_bits=32), Config(m=4, n=4, k=32, axi_bits=32), Config(m=2, n=2),
+            Config(k=128, axi_bits=128))
+MEMORIES = (Memory(10), Memory(50, outstanding=2), Memory(100), Memory(300), Memory(300, outstanding=16),
+            Memory(100, read_bandwidth=(1, 2), write_bandwidth=(1, 3)))
+RANDOM_NETS = 100
+
+
+@cache
+def _shipped(net: str, image: int | None, images: int, memory: Memory = PUBLISHED) -> tuple[Run, float]:
+    """A shipped W1A8 net on the default machine, and the seconds that compiling it took. Raises MismatchError where a layer
+    differs from PyTorch."""
+    args = dict(net=net, quant="slb", w=1, a=8, first_last=None, checkpoint=None, image=image, images=images)
+    job = Job.load(argparse.Namespace(**args))
+    executor = Executor(Config(), opener("rtl", memory))
+    start = time.perf_counter()
+    artefact = job.compile(Config(), memory)
+    compile_s = time.perf_counter() - start
+    wrong = job.differences(executor.runs, np.asarray(artefact.run(job.images.astype(np.int32), executor=executor)))
+    if wrong:
+        raise MismatchError(f"{net} differs from PyTorch in {', '.join(wrong)}: `seriatim diverge` locates the first difference")
+    run, = executor.runs
+    return run, compile_s
+
+
+def _untrained(w: int, a: int) -> "IntegerNetwork":
+    """ResNet-20 as it starts out: cycles do not depend on what it has learnt."""
+    import torch
+
+    from seriatim.algo.export import export_integer
+    from seriatim.algo.layers import SLB
+    from seriatim.algo.nets import build, quantize_
+
+    torch.manual_seed(0)
+    return export_integer(quantize_(build("resnet20"), SLB(w, a)).eval(), 32)
+
+
+def _resnet20(w: int, a: int, config: Config, memory: Memory) -> Run:
+    import torch
+
+    from seriatim.compiler.codegen import generate
+    from seriatim.compiler.driver import compile_network
+
+    artefact = compile_network(_untrained(w, a), torch.zeros(1, 3, 32, 32, dtype=torch.int32), config,
+                               partial(generate, memory=memory))
+    executor = Executor(config, opener("rtl", memory))
+    artefact.run(np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32)).astype(np.int32), executor=executor)
+    run, = executor.runs
+    return run
+
+
+# Measurements
+
+def utilisation() -> dict:
+    """Cycles and array utilisation of the shipped ResNet-18 W1A8, every layer equal to PyTorch."""
+    found = {}
+    for name, (image, images) in SHAPES.items():
+        run, _ = _shipped("resnet18", image, images)
+        useful = sum(layer.macs * layer.w * layer.a for layer in run.compiled.layers)
+        found |= {f"{name}: cycles": run.counts.cycles,
+                  f"{name}: utilisation": round(useful / run.counts.cycles / run.compiled.config.peak, 4),
+                  f"{name}: layers equal to PyTorch": len(run.compiled.layers)}
+    return found
+
+
+def speed() -> dict:
+    """Simulated cycles a second, on one core."""
+    found = {}
+    for name, (image, images) in SHAPES.items():
+        run, _ = _shipped("resnet18", image, images)
+        found |= {f"{name}: cycles/s": round(run.counts.cycles / run.counts.wall_s), f"{name}: s": round(run.counts.wall_s, 2)}
+    return found
+
+
+def compile_() -> dict:
+    """Seconds from the integer ResNet-18 at 224x224 to the artefact."""
+    from seriatim.compiler import model
+
+    run, compile_s = _shipped("resnet18", *SHAPES["224x224, one image"])
+    start = time.perf_counter()
+    model.predict(run.compiled.program, run.compiled.config, PUBLISHED)
+    return {"s": round(compile_s, 2), "of that one prediction of cycles: s": round(time.perf_counter() - start, 2),
+            "instructions": len(run.compiled.program) // 64}
+
+
+def model_runs() -> Iterator[tuple[str, Run]]:
+    """Nets, machines and memories on which the cycle model is compared with the RTL."""
+    from seriatim.compiler.codegen import generate
+    from seriatim.sim import soak
+
+    for name, (image, images) in SHAPES.items():
+        yield f"resnet18 W1A8 {name}", _shipped("resnet18", image, images)[0]
+    for memory in MEMORIES:
+        yield f"resnet18 W1A8 64x64, 1 image, {memory}", _shipped("resnet18", 64, 1, memory)[0]
+        yield f"digits W1A8, {memory}", _shipped("digits", None, 4, memory)[0]
+    for config, memory in zip(MACHINES, MEMORIES, strict=True):
+        for w, a in ((1, 1), (2, 3)):
+            yield f"resnet20 W{w}A{a} on {config}, AXI {config.axi_bits}, {memory}", _resnet20(w, a, config, memory)
+    for seed in range(RANDOM_NETS):
+        net = soak.draw(seed)
+        memory = replace(net.memory, stall_percent=0)
+        compiled = generate(net.region, net.config, memory)
+        yield f"random net {seed} on {net.geometry}", execute(compiled, {"x": net.x}, opener("rtl", memory))
+
+
+def model() -> dict:
+    """Predicted against measured cycles, in every layer of every run of `model_runs`."""
+    return errors(model_runs())
+
+
+def errors(runs: Iterator[tuple[str, Run]]) -> dict:
+    """Largest and mean relative errors of the predictions; runs with an error are printed."""
+    layers, totals = [], []
+    for name, run in runs:
+        pairs = [(layer.name, layer.cycles, cycles(counts)) for layer, counts in zip(run.compiled.layers, run.counts.layers)]
+        found = [abs(predicted - took) / took for _, predicted, took in pairs]
+        layers += found
+        totals.append(abs(run.compiled.cycles - run.counts.cycles) / run.counts.cycles)
+        if any(found) or totals[-1]:
+            worst = max(range(len(found)), key=found.__getitem__)
+            print(f"  {name}: {pairs[worst][0]} predicted {pairs[worst][1]:,}, took {pairs[worst][2]:,}; "
+                  f"total predicted {run.compiled.cycles:,}, took {run.counts.cycles:,}", flush=True)
+    return {"runs": len(totals), "layers": len(layers), "largest error of a layer": max(layers),
+            "mean error of a layer": sum(layers) / len(layers), "largest error of a total": max(totals)}
+
+
+def widths() -> dict:
+    """Cycles of ResNet-20 by weight and activation bits: proportional to their product where the array is what is waited for."""
+    return {f"W{w}A{a}: cycles": _resnet20(w, a, Config(), PUBLISHED).counts.cycles for w, a in WIDTHS}
 
 
 def area() -> dict:
-    """LUT4s of the array and of the requantisation unit after `synth_ecp5`, for a small array of full-length dot products."""
+    """LUT4s after `synth_ecp5` of a 2x2x64 array, for each binary MAC, and of a lane of the requantisation unit."""
     from seriatim.hw.array import Array
     from seriatim.hw.requant import Requant
     from seriatim.hw.synth import ecp5_cells, lut4
 
     config = Config(m=2, n=2, k=64)
     array, requant = ecp5_cells(Array(config), "array"), ecp5_cells(Requant(lanes=config.n, tag_bits=1), "requant")
-    return {"array": str(config), "array_lut4": lut4(array), "array_lut4_per_binary_mac": round(lut4(array) / config.peak, 3),
-            "requant_lut4_per_lane": round(lut4(requant) / config.n), "requant_multipliers": requant.get("MULT18X18D", 0)}
+    return {"array: LUT4": lut4(array), "array: LUT4 a binary MAC": round(lut4(array) / config.peak, 3),
+            "requant: LUT4 a lane": round(lut4(requant) / config.n), "requant: multipliers": requant.get("MULT18X18D", 0)}
 
 
-def speed() -> dict:
-    """Random full-range data through a 3x3 layer of 64 channels on the default machine: cycles, utilisation, simulation speed."""
-    import numpy as np
-
-    from seriatim.compiler.codegen import generate
-    from seriatim.compiler.ir import Conv, Region, Requant, Tensor, interpret
-    from seriatim.formats import Format
-    from seriatim.sim.driver import opener
-    from seriatim.sim.executor import execute
-
-    rng, config = np.random.default_rng(0), Config()
-    uint8, bipolar = Format.parse("uint8"), Format.parse("bipolar1")
-    x, out = (Tensor(name, (1, 64, 56, 56), uint8) for name in ("x", "out"))
-    w = rng.choice(np.array([-1, 1], np.int32), (64, 64, 3, 3))
-    requant = Requant(np.full(64, 1 << 16, np.int32), np.full(64, 1 << 30, np.int64), 23, 0, 255)
-    layer = Conv("conv", x, uint8, w, bipolar, (1, 1), (1, 1, 1, 1), (1, 1), 1, requant, None, out)
-    region = Region((x,), (out,), (layer,))
-    codes = {"x": rng.integers(0, 256, x.shape)}
-    start = time.perf_counter()
-    compiled = generate(region, config)
-    compile_s = time.perf_counter() - start
-    run = execute(compiled, codes, opener("rtl"))
-    exact = bool((run.tensors["out"] == interpret(region, codes)["out"]).all())
-    return {"layer": "3x3, 64 to 64 channels, 56x56, W1A8", "bit_exact": exact,
-            "cycles": run.counts.cycles, "utilisation": round(layer.binary_macs / run.counts.cycles / config.peak, 4),
-            "cycles_per_second": round(run.counts.cycles / run.counts.wall_s), "compile_s": round(compile_s, 3)}
+BENCHES = {"utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area}
 
 
-BENCHES = {"speed": speed, "area": area}
+def readme(measured: figures.Measured) -> str:
+    """The README's table, in Markdown; empty where not all of it was measured."""
+    if not {"utilisation", "speed"} <= measured.keys():
+        return ""
+    lines = ["| ResNet-18, 1-bit weights, 8-bit activations, every layer | cycles | array utilisation | RTL simulation "
+             "| compared with PyTorch |", "|---|---|---|---|---|"]
+    for name in SHAPES:
+        one, two = measured["utilisation"], measured["speed"]
+        lines.append(f"| {name} | {one[f'{name}: cycles']:,} | {one[f'{name}: utilisation']:.1%} | {two[f'{name}: s']:.1f} s "
+                     f"| every element of {one[f'{name}: layers equal to PyTorch']} layers equal |")
+    return "\n".join(lines) + "\n\n"
 
 
 def main(args) -> None:
-    """Runs the named measurements (default: all)."""
-    unknown = set(args.names) - BENCHES.keys()
+    """Runs the named measurements (default: all), keeps what they gave in the history, and shows it beside the record."""
+    names = list(dict.fromkeys(args.names or BENCHES))
+    unknown = set(names) - BENCHES.keys()
     if unknown:
         raise ConfigError(f"no measurement {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}")
-    results = {}
-    for name in args.names or BENCHES:
-        print(f"{name}: {BENCHES[name].__doc__.splitlines()[0]}", flush=True)
-        results[name] = BENCHES[name]()
-        for key, value in results[name].items():
-            print(f"  {key:28} {value}", flush=True)
-    path = Path(args.out or "build", "bench.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(temporary, path)
-    print(f"written to {path}")
+    folder, reference, where = Path(args.out or "build"), figures.load(RECORD), figures.origin()
+    measured: figures.Measured = {}
+    try:
+        for name in names:
+            with Step(f"{name}: {BENCHES[name].__doc__.splitlines()[0].rstrip('.')}"):
+                measured[name] = BENCHES[name]()
+    finally:  # an interrupted run keeps what it has
+        if measured:
+            figures.append(folder / "bench-history.jsonl", measured, where, interrupted=len(measured) < len(names))
+    rows = figures.compare(measured, reference)
+    figures.show(rows, reference)
+    page = folder / "bench.md"
+    page.write_text(readme(measured) + figures.markdown(rows, where))
+    print(f"written to {page}; history in {folder / 'bench-history.jsonl'}")
+    if args.record:
+        figures.record(RECORD, measured, where)
+        print(f"recorded in {RECORD}")

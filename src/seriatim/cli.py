@@ -150,7 +150,8 @@ def _cocotb(p: argparse.ArgumentParser) -> None:
 
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("names", nargs="*", metavar="NAME", help="which measurements (default: all)")
-    _out(p)
+    p.add_argument("--record", action="store_true", help="make these figures the reference, docs/bench.json")
+    p.add_argument("--out", metavar="DIR", help="where the history and the table go (default: build)")
 
 
 def _manual(p: argparse.ArgumentParser) -> None:
