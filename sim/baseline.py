@@ -3,12 +3,13 @@
 import argparse
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 import seriatim
-from seriatim.config import Config
+from seriatim.config import Config, Memory
 from seriatim.csr import Counter
 from seriatim.errors import MismatchError
 from seriatim.sim import build, energy
@@ -27,12 +28,13 @@ def is_baseline(args: argparse.Namespace) -> bool:
     return args.w == args.a == BITS and args.first_last in (None, BITS)
 
 
-def speedup(args: argparse.Namespace, config: Config, open_session: OpenSession, own: dict[Counter, int]) -> dict:
-    """`speedup_vs_w8a8` of a report: how many times the cycles and the energy of `own`, the counters of the run, W8A8 takes."""
+def speedup(args: argparse.Namespace, config: Config, memory: Memory, open_session: OpenSession, own: dict[Counter, int]) -> dict:
+    """`speedup_vs_w8a8` of a report: how many times the cycles and the energy of `own`, the counters of the run, W8A8 takes.
+    `open_session` opens machines on `memory`."""
     if is_baseline(args):
         found = {"counts": {c.name: own[c] for c in Counter}, "checkpoint": "this run", "held_out": None}
     else:
-        found = _measure(args, config, open_session)
+        found = _measure(args, config, memory, open_session)
     counts = {c: found["counts"][c.name] for c in Counter}
     spent, uj = (energy.table(config, n)["total"] for n in (own, counts))
     return {
@@ -42,7 +44,7 @@ def speedup(args: argparse.Namespace, config: Config, open_session: OpenSession,
     }
 
 
-def _measure(args: argparse.Namespace, config: Config, open_session: OpenSession) -> dict:
+def _measure(args: argparse.Namespace, config: Config, memory: Memory, open_session: OpenSession) -> dict:
     """Counters and origin of the W8A8 run, from the cache or from a run, every layer of which equals PyTorch's."""
     from seriatim.algo.trained import load_net
     from seriatim.sim.driver import Job
@@ -55,7 +57,7 @@ def _measure(args: argparse.Namespace, config: Config, open_session: OpenSession
     def make(folder: Path) -> None:
         job = Job.load(twin)
         executor = Executor(config, open_session)
-        logits = np.asarray(job.compile(config).run(job.images.astype(np.int32), executor=executor))
+        logits = np.asarray(job.compile(config, memory).run(job.images.astype(np.int32), executor=executor))
         wrong = job.differences(executor.runs, logits)
         if wrong:
             raise MismatchError(f"W8A8 is not bit-exact in {', '.join(wrong)}: `seriatim diverge --w 8 --a 8` with the same "
@@ -65,7 +67,7 @@ def _measure(args: argparse.Namespace, config: Config, open_session: OpenSession
         (folder / "counts.json").write_text(json.dumps(found, indent=1) + "\n")
 
     what = f"the W8A8 figures: {args.net} on the {config} machine, {args.images} image(s)"
-    return json.loads((build.cached(CACHE, _key(twin, config, path), make, what) / "counts.json").read_text())
+    return json.loads((build.cached(CACHE, _key(twin, config, memory, path), make, what) / "counts.json").read_text())
 
 
 def _checkpoint(args: argparse.Namespace) -> Path:
@@ -76,10 +78,10 @@ def _checkpoint(args: argparse.Namespace) -> Path:
     return trained.SHIPPED / name if (trained.SHIPPED / name).exists() else trained.CACHE / name
 
 
-def _key(args: argparse.Namespace, config: Config, checkpoint: Path) -> str:
+def _key(args: argparse.Namespace, config: Config, memory: Memory, checkpoint: Path) -> str:
     """Digest of everything that the counts depend on."""
     parts = {"": Path(seriatim.__file__).parent} | {p: Path(__file__).parent.parent / p for p in SOURCES if p}
-    said = [config.hash, args.net, args.quant, args.image, args.images, args.session, args.latency, args.outstanding]
+    said = [config.hash, args.net, args.quant, args.image, args.images, args.session, asdict(memory)]
     key = hashlib.sha256(json.dumps(said).encode() + checkpoint.read_bytes())
     for part in SOURCES:
         for path in sorted(parts[part].glob("*.py")):

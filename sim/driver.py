@@ -200,7 +200,7 @@ def main_sim(args) -> int:
     speedup = None
     if args.baseline and args.session != "isa" and executor.runs:
         with Step("the same network at W8A8, to compare with"):
-            speedup = baseline.speedup(args, config, open_session, reports.counters(executor.runs))
+            speedup = baseline.speedup(args, config, memory, open_session, reports.counters(executor.runs))
     with Step("comparing every layer with PyTorch"):
         report = build_report(args, config, job, artefact, executor.runs, logits, speedup, wall_s)
     path = reports.write(report, folder_of(args))

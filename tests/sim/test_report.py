@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from seriatim import cli
-from seriatim.config import Config
+from seriatim.config import Config, Memory
 from seriatim.sim import baseline, driver
 from seriatim.sim import report as reports
 
 IMAGES = 3
+DEFAULT = Memory()
 
 
 def sim(folder: Path, *options: str) -> dict:
@@ -69,14 +70,15 @@ def test_without_cycles_there_is_no_speedup(tmp_path, loads, capsys):
 def test_everything_that_matters_is_in_the_key(tmp_path):
     checkpoint = tmp_path / "net.ckpt"
     checkpoint.write_bytes(b"weights")
-    base = dict(net="digits", quant="slb", w=8, a=8, image=None, images=10, session="rtl", latency=100, outstanding=8)
+    base = dict(net="digits", quant="slb", w=8, a=8, image=None, images=10, session="rtl")
     config = Config()
 
-    def key(config=config, **other) -> str:
-        return baseline._key(argparse.Namespace(**base | other), config, checkpoint)
+    def key(config=config, memory=DEFAULT, **other) -> str:
+        return baseline._key(argparse.Namespace(**base | other), config, memory, checkpoint)
 
-    keys = {key(), key(dataclasses.replace(config, wgt_words=1200))}
-    for other in (dict(net="resnet20"), dict(image=16), dict(images=11), dict(latency=99), dict(outstanding=4)):
+    keys = {key(), key(dataclasses.replace(config, wgt_words=1200)), key(memory=Memory(latency=99)),
+            key(memory=Memory(outstanding=4))}
+    for other in (dict(net="resnet20"), dict(image=16), dict(images=11)):
         keys.add(key(**other))
     assert key() in keys and len(keys) == 7
     checkpoint.write_bytes(b"weighty")
