@@ -18,7 +18,7 @@ from functools import cache
 
 from seriatim import isa
 from seriatim.config import Config, Memory
-from seriatim.csr import CYCLE_COUNTERS, Counter
+from seriatim.csr import ACTIVITY_COUNTERS, CYCLE_COUNTERS, Counter
 from seriatim.isa import Buffer, Output, Queue, Sem
 
 BURST = 64
@@ -30,15 +30,19 @@ NOTICE = 5
 SUM_CYCLES, REQUANT_CYCLES, PACK_CYCLES = 2, 4, 4
 """Stages of the drain."""
 RESIDUAL_CYCLES = 3
-"""From the start of a residual's reading to its lists, planes apart."""
+"""From the start of a residual's reading to its numbers, planes apart."""
 POOL_CYCLES = 3
 """From a POOL's step to its word at the packer."""
 PRODUCTS = 11
 """Products that the patch builder forms before it begins, a cycle each."""
+MARK_CYCLES = len(Counter) - len(ACTIVITY_COUNTERS)
+"""Counters that a MARK copies, a cycle each."""
 CHUNK, PLANES = 8, 8
 """Bytes that the patch builder gathers in a cycle; words that it writes for K of them."""
 
 Process = Generator
+"""A unit, or a part of what it does: yields a `Condition` or a `Request`."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -558,7 +562,7 @@ class Execute(Unit):
         if name == "MARK":
             start = max(cycle, self.given) + 1
             self.marks.append(start + len(CYCLE_COUNTERS) - 1)
-            self.given = start + len(Counter) - 1
+            self.given = start + MARK_CYCLES - 1
             self.queue.leave(self.given)
         else:
             loaded = max(cycle, self.issued, self.job)

@@ -17,6 +17,7 @@ from seriatim.compiler.program import Compiled
 from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError
 from seriatim.hw import axi, fetch, patch
+from seriatim.hw.counters import Counters
 from seriatim.hw.drain import Drain
 from seriatim.hw.packer import Packer
 from seriatim.hw.requant import Requant
@@ -98,6 +99,7 @@ def test_slow_memory_takes_longer_in_the_same_program():
 def test_constants_are_the_hardwares():
     assert (model.BURST, model.AHEAD, model.NOTICE) == (axi.BURST, fetch.AHEAD, Drain.NOTICE)
     assert (model.SUM_CYCLES, model.REQUANT_CYCLES, model.PACK_CYCLES) == (Drain.SUM_CYCLES, Requant.LATENCY, Packer.LATENCY)
+    assert model.MARK_CYCLES == Counters.OWN
     assert (model.CHUNK, model.PLANES) == (patch.CHUNK, patch.PLANES)
 
 
