@@ -20,6 +20,7 @@ from seriatim.algo.layers import SLB
 from seriatim.algo.nets import Net, build, quantize_, set_hard
 from seriatim.algo.slb import SLBWeight, UniformWeight
 from seriatim.errors import CheckpointError, ConfigError
+from seriatim.sim import files
 
 MAGIC = b"SRTMCKPT"
 VERSION = 1
@@ -121,12 +122,7 @@ def save(net: Net, metadata: Metadata, path: Path) -> Path:
     header = {"version": VERSION, "metadata": asdict(metadata), "arrays": entries}
     text = json.dumps(header, separators=(",", ":")).encode()
     body = MAGIC + struct.pack("<I", len(text)) + text + b"".join(raw for _, raw in parts)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(body + hashlib.sha256(body).digest())
-    temporary.replace(path)
-    return path
+    return files.write(path, body + hashlib.sha256(body).digest())
 
 
 def _open(path: Path) -> tuple[dict, bytes]:

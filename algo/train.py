@@ -1,7 +1,6 @@
 """The training loop: seeded, resumable after every epoch, the same for float and low-bit nets."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from seriatim.algo.data import Images
 from seriatim.algo.images import batches, resize
 from seriatim.algo.nets import Net, set_hard, set_temperature
 from seriatim.errors import CheckpointError, ConfigError
+from seriatim.sim import files
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,6 @@ def make_optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, recipe.rate, momentum=0.9, weight_decay=0, fused=True)
 
 
-def save_atomically(state: dict, path: Path) -> None:
-    """torch.save beside `path`, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
 def fit(
     net: Net,
     data: Images,
@@ -136,7 +128,8 @@ def fit(
         history.append(record)
         log(" ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
         if path is not None:
-            save_atomically(_state(net, optimizer, recipe, history), path)
+            with files.replacing(path) as temporary:
+                torch.save(_state(net, optimizer, recipe, history), temporary)
     if net.quantisation is not None and last:
         set_hard(net)
         calibrate(net, data, recipe.sizes[-1][0], recipe.calibration, recipe.seed)

@@ -26,6 +26,7 @@ from seriatim.compiler import runtime
 from seriatim.compiler.ir import Region
 from seriatim.errors import ArtefactError
 from seriatim.formats import Format
+from seriatim.sim import files
 
 FORMAT = "seriatim artefact 1"
 MANIFEST, LIBRARY = "manifest.json", "library.so"
@@ -116,26 +117,7 @@ class Artefact:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        return files.write(path, self.to_bytes())
 
 
 def load(path: str | os.PathLike, isa_version: int, config_hash: int) -> Artefact:

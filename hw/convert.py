@@ -10,9 +10,9 @@ import re
 import sys
 from collections import Counter
 from itertools import groupby
-from pathlib import Path
 
 from seriatim.errors import ToolError
+from seriatim.sim import files
 
 SIM = "sim"
 """The `platform` of the simulation build: `hw.popcount` then instantiates `seriatim_popcount` in place of its adder tree."""
@@ -173,6 +173,6 @@ def main_emit(args: argparse.Namespace) -> None:
     top = Seriatim(Config(**given), simulation=args.for_simulation)
     text = to_verilog(top, args.name, SIM if args.for_simulation else None)
     if args.out:
-        Path(args.out).write_text(text)
+        files.write(args.out, text)
     else:
         sys.stdout.write(text)

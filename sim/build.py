@@ -5,7 +5,6 @@ The library holds the model and `harness.cpp` behind a C ABI; `sim/verilated.py`
 environment's SERIATIM_CACHE or ./build. Verilator's runtime library (a third of a build) is compiled once for all of them.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -14,16 +13,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from seriatim.errors import ToolError
+from seriatim.sim import files
 
 HERE = Path(__file__).parent
 PREFIX = "Vseriatim"
@@ -142,8 +140,7 @@ def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval
                  "the C++ compiler")
             return target
 
-        with ThreadPoolExecutor(jobs()) as pool:
-            objects = list(pool.map(compile_one, sources))
+        objects = _at_once(compile_one, sources)
         run([compiler(), "-shared", "-pthread", "-Wl,-Bsymbolic", *map(str, objects), *map(str, runtime),
               "-o", str(folder / "seriatim.so")], "the linker")
         for path in folder.iterdir():  # what stays: the library, and what a reader may want to look at
@@ -160,33 +157,20 @@ def cached(kind: str, name: str, make: Callable[[Path], None], what: str | None)
 
     It appears whole or not at all: `make` works in a temporary folder beside it, under a lock that other processes wait for.
     """
-    root = cache_root() / kind
-    folder = root / name
+    folder = cache_root() / kind / name
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f"{name}.lock"):
+    with files.locked(files.lock_of(folder), what and f"building {what}"):
         if folder.is_dir():
             return folder
         started = time.monotonic()
         if what:
             print(f"seriatim: building {what} ...", file=sys.stderr, flush=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-        try:
+        with files.filling(folder) as temporary:
             make(temporary)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         if what:
             print(f"seriatim: built in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
     return folder
-
-
-@contextmanager
-def _lock(path: Path):
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _verilate(folder: Path, top: str) -> None:
@@ -227,8 +211,7 @@ def _runtime() -> list[Path]:
         def compile_one(source: str) -> None:
             run([compiler(), *flags, "-c", str(include / source), "-o", str(folder / (source + ".o"))], "the C++ compiler")
 
-        with ThreadPoolExecutor(jobs()) as pool:
-            list(pool.map(compile_one, RUNTIME))
+        _at_once(compile_one, RUNTIME)
 
     folder = cached("verilator-runtime", name, make, None)
     return [folder / (source + ".o") for source in RUNTIME]
@@ -241,13 +224,38 @@ def _digest(*texts: str) -> str:
     return digest.hexdigest()
 
 
+def _at_once(make: Callable, items: Iterable) -> list:
+    """`make` of each item, by as many threads as there are cores. An exception, Ctrl-C included, ends the tools they run."""
+    with ThreadPoolExecutor(jobs()) as pool:
+        try:
+            return list(pool.map(make, items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_processes):
+                process.kill()
+            raise
+
+
+_processes: set[subprocess.Popen] = set()
+"""Tools that run at present."""
+
+
 def run(command: list[str], what: str, environment: dict[str, str] | None = None) -> str:
+    """Standard output of a tool. Raises ToolError where it fails."""
     try:
-        result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
     except OSError as e:
         raise ToolError(f"{what} could not be started: {e}") from e
-    if result.returncode:
-        lines = (result.stdout + result.stderr).strip().splitlines()
+    _processes.add(process)
+    try:
+        out, err = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+        _processes.discard(process)
+    if process.returncode:
+        lines = (out + err).strip().splitlines()
         errors = [line for line in lines if "rror" in line] or lines
-        raise ToolError(f"{what} failed (exit {result.returncode}): " + "\n  ".join(errors[:12]))
-    return result.stdout
+        raise ToolError(f"{what} failed (exit {process.returncode}): " + "\n  ".join(errors[:12]))
+    return out

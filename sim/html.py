@@ -1,10 +1,11 @@
 """The report of a run as one HTML page: no network, no other file, light and dark. The template is `report.html.j2`."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+
+from seriatim.sim import files
 
 COLOURS = 6
 """Events of energy with a colour of their own."""
@@ -106,12 +107,4 @@ def render(report: dict) -> str:
 
 def write(report: dict, path: Path) -> Path:
     """Writes the page to `path`, whole or not at all."""
-    text = render(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return files.write(path, render(report))

@@ -1,7 +1,6 @@
 """The report of a run: `report.json` for programs, a table for people."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from seriatim.compiler.program import LayerInfo
 from seriatim.config import Config
 from seriatim.csr import STALLS, Counter
 from seriatim.errors import DataError
-from seriatim.sim import energy
+from seriatim.sim import energy, files
 from seriatim.sim.executor import Run
 from seriatim.sim.session import cycles
 
@@ -73,15 +72,7 @@ def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clo
 
 def write(report: dict, folder: Path) -> Path:
     """Writes `report.json` into `folder`, whole or not at all."""
-    text = json.dumps(report, indent=1) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / "report.json", folder / f".report.{os.getpid()}"
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return files.write(folder / "report.json", json.dumps(report, indent=1) + "\n")
 
 
 def load(path: str | Path) -> dict:

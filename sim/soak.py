@@ -19,7 +19,7 @@ from seriatim.config import Config
 from seriatim.csr import Counter
 from seriatim.errors import MismatchError
 from seriatim.formats import Format, Kind
-from seriatim.sim import random_layers
+from seriatim.sim import files, random_layers
 from seriatim.sim.executor import Executor, Run
 from seriatim.sim.verilated import MemoryModel
 
@@ -183,13 +183,13 @@ def _same_counts(isa: list[Run], rtl: list[Run]) -> None:
 def keep(net: Net, error: BaseException, folder: Path = FOLDER) -> Path:
     """Writes what is needed to look at a failure: `repro.json` with the error, and weights and data in `net.npz`."""
     folder = folder / f"seed-{net.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {"x": net.x}
     for layer in net.region.layers:
         arrays |= {f"{layer.name}.{name}": tensor.numpy() for name, tensor in random_layers.torch_constants(layer).items()}
-    np.savez_compressed(folder / "net.npz", **arrays)
+    with files.replacing(folder / "net.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
     text = json.dumps(net.describe() | {"error": f"{type(error).__name__}: {error}"}, indent=1, default=int)
-    (folder / "repro.json").write_text(text + "\n")
+    files.write(folder / "repro.json", text + "\n")
     return folder
 
 

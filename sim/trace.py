@@ -4,7 +4,6 @@
 Perfetto's format. A cycle is a nanosecond of the trace. Programs of one run follow one another.
 """
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from seriatim import isa
 from seriatim.compiler.program import Compiled
 from seriatim.csr import Counter
 from seriatim.isa import Queue, Sem
+from seriatim.sim import files
 from seriatim.sim.executor import Run
 
 UNITS = {Queue.EXEC: 0, Queue.LOAD: 1, Queue.STORE: 2}
@@ -176,19 +176,13 @@ def _layers(compiled: Compiled, marks, cycles: int) -> list[Span]:
 
 def write(runs: list[Run], title: str, path: Path) -> Path:
     """Writes the trace of programs that ran on observing sessions to `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, "wb") as file:
-            writer, begin = _Writer(file), 0
-            for number, run in enumerate(runs):
-                line = timeline(run)
-                writer.program(line, f"{title}, program {number}" if len(runs) > 1 else title, begin)
-                begin += line.cycles
-            writer.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        writer, begin = _Writer(file), 0
+        for number, run in enumerate(runs):
+            line = timeline(run)
+            writer.program(line, f"{title}, program {number}" if len(runs) > 1 else title, begin)
+            begin += line.cycles
+        writer.flush()
     return path
 
 

@@ -11,7 +11,7 @@ import pytest
 from cocotb_tools.runner import Icarus, Verilator
 
 from seriatim.hw.convert import POPCOUNT_MODULE, SIM, to_verilog
-from seriatim.sim import build
+from seriatim.sim import build, files
 
 HERE = Path(__file__).parent
 PATHS = HERE, HERE.parent, HERE.parent / "hw"
@@ -78,7 +78,7 @@ def compiled(components: dict, simulator: str):
     folder = build.cache_root() / "cocotb" / key
     done = folder / "done"
     folder.mkdir(parents=True, exist_ok=True)
-    with build._lock(folder / "lock"):
+    with files.locked(folder / "lock"):
         if not done.exists():
             (folder / "bench.sv").write_text(source)
         runner = RUNNERS[simulator]()
