@@ -21,6 +21,7 @@ from seriatim.algo.nets import NETS, Net, build, quantize_
 from seriatim.algo.slb import SLBWeight, logits_for
 from seriatim.algo.train import Recipe, accuracy, fit
 from seriatim.errors import ConfigError, DataError
+from seriatim.sim import files
 
 HERE = Path(__file__).parent
 SHIPPED = HERE / "checkpoints"
@@ -207,7 +208,8 @@ def load_net(
 
     In this order: `path`, the checkpoint shipped, one cached in `folder`, or a short training (at
     most a few minutes, its accuracy is measured on 1000 images and logged) that starts at the
-    shipped W1A8 net and is cached. `seriatim train` runs the whole recipe instead.
+    shipped W1A8 net and is cached; one process trains where several want the same.
+    `seriatim train` runs the whole recipe instead.
 
     Raises:
         ConfigError: an unknown net or quantiser, or a width outside 1..8.
@@ -227,7 +229,10 @@ def load_net(
         for candidate in (SHIPPED / name, Path(folder) / name):
             if candidate.exists():
                 return checkpoint.load(candidate, net)
-        return _short(net, config, Path(folder), log, progress)
+        with files.locked(Path(folder, name + ".lock"), f"training {name}"):
+            if Path(folder, name).exists():
+                return checkpoint.load(Path(folder, name), net)
+            return _short(net, config, Path(folder), log, progress)
     return model, metadata
 
 

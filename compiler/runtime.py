@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from seriatim.errors import SeriatimError, ToolError
+from seriatim.errors import ToolError
 
 Executor = Callable[[bytes, list[np.ndarray]], list[np.ndarray]]
 
 _executor: Executor | None = None
-_failure: SeriatimError | None = None
+_failure: BaseException | None = None
 _registered = False
 
 
@@ -56,24 +56,22 @@ def register() -> None:
                 if codes.shape != tuple(wanted.shape):
                     raise ToolError(f"output {index} of shape {codes.shape}: the program's is {tuple(wanted.shape)}")
                 wanted.copyfrom(codes)
-        except SeriatimError as error:
+        except BaseException as error:  # TVM would lose what is no Exception, such as Ctrl-C
             _failure = error
-            raise
+            raise RuntimeError("the executor raised") from error
 
     tvm_ffi.register_global_func("seriatim.run", packed, override=True)
     _registered = True
 
 
 def call(function, inputs: list[np.ndarray]) -> np.ndarray | tuple[np.ndarray, ...]:
-    """Call a function of TVM's VM with int32 arrays; an error that an executor raised comes out as itself, with its members."""
+    """Call a function of TVM's VM with int32 arrays; what an executor raised comes out as itself, with its members."""
     global _failure
     _failure = None
     import tvm
 
     try:
         return unpack(function(*(tvm.runtime.tensor(np.ascontiguousarray(array, np.int32)) for array in inputs)))
-    except SeriatimError:
-        raise
     except Exception as error:
         if _failure is not None:
             raise _failure from error

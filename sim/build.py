@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -226,34 +227,59 @@ def _digest(*texts: str) -> str:
 
 def _at_once(make: Callable, items: Iterable) -> list:
     """`make` of each item, by as many threads as there are cores. An exception, Ctrl-C included, ends the tools they run."""
-    with ThreadPoolExecutor(jobs()) as pool:
+    tools = _Tools()
+    with ThreadPoolExecutor(jobs(), initializer=_of_thread.__setattr__, initargs=("tools", tools)) as pool:
         try:
             return list(pool.map(make, items))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(_processes):
-                process.kill()
+            tools.end()
             raise
 
 
-_processes: set[subprocess.Popen] = set()
-"""Tools that run at present."""
+class _Tools:
+    """The tools that some threads run. After `end` none runs any more, and none starts."""
+
+    def __init__(self):
+        self._lock, self._running, self._ended = threading.Lock(), set(), False
+
+    def start(self, *args, **kwargs) -> subprocess.Popen:
+        with self._lock:
+            if self._ended:
+                raise ToolError("stopped, for another tool has failed")
+            process = subprocess.Popen(*args, **kwargs)
+            self._running.add(process)
+        return process
+
+    def finished(self, process: subprocess.Popen) -> None:
+        with self._lock:
+            self._running.discard(process)
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.kill()
+
+
+_of_thread = threading.local()
+"""`tools`: those that this thread belongs to, if it was started here."""
 
 
 def run(command: list[str], what: str, environment: dict[str, str] | None = None) -> str:
     """Standard output of a tool. Raises ToolError where it fails."""
+    tools = getattr(_of_thread, "tools", None) or _Tools()
     try:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)
+        process = tools.start(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
     except OSError as e:
         raise ToolError(f"{what} could not be started: {e}") from e
-    _processes.add(process)
     try:
         out, err = process.communicate()
     finally:
         process.kill()
         process.wait()
-        _processes.discard(process)
+        tools.finished(process)
     if process.returncode:
         lines = (out + err).strip().splitlines()
         errors = [line for line in lines if "rror" in line] or lines

@@ -1,12 +1,13 @@
 """The `seriatim` command: declares the arguments of each verb and hands them to the part that owns it.
 
 A verb is a row of `VERBS`; its part is imported only when the verb runs, so that `--help` needs the standard library alone. A
-`SeriatimError` is printed without a traceback and exits 1, wrong usage exits 2 (argparse's), Ctrl-C exits 130.
+`SeriatimError` is printed without a traceback and exits 1, wrong usage exits 2 (argparse's), Ctrl-C exits 130, SIGTERM 143.
 """
 
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,19 +220,54 @@ def load(target: str) -> Callable[[argparse.Namespace], int | None]:
         raise
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM came. (Where a KeyboardInterrupt itself passes through code that a library evaluates, Python ends by
+    SIGINT in the end, whatever the exit status.)"""
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into `Stopped`, so that whatever is half done is cleaned up, and remembers the signal: libraries
+    turn the exception into others of their own. None is heeded any more once the work is over."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _) -> None:
+        self.signal = number
+        raise Stopped
+
+    def end(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    """Runs the command line `argv`, by default the process's own, whose signals are heeded then; returns the exit status."""
+    interrupts = Interrupts() if argv is None else None
     try:
+        return _main(argv, interrupts)
+    finally:
+        if interrupts:
+            interrupts.end()
+
+
+def _main(argv: list[str] | None, interrupts: Interrupts | None) -> int:
+    try:
+        args = parser().parse_args(argv)
         return load(VERBS[args.verb].target)(args) or 0
-    except SeriatimError as e:
-        print(f"seriatim: error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("seriatim: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `seriatim disasm ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt) or interrupts and interrupts.signal:
+            print("seriatim: stopped", file=sys.stderr)
+            return 128 + (interrupts and interrupts.signal or signal.SIGINT)
+        if isinstance(e, SeriatimError):
+            print(f"seriatim: error: {e}", file=sys.stderr)
+            return 1
+        if isinstance(e, BrokenPipeError):  # `seriatim disasm ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        raise
 
 
 if __name__ == "__main__":
