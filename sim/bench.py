@@ -12,7 +12,7 @@ import numpy as np
 
 from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError, MismatchError
-from seriatim.sim import figures
+from seriatim.sim import figures, files
 from seriatim.sim.driver import Job, Step, opener
 from seriatim.sim.executor import Executor, Run, execute
 from seriatim.sim.session import cycles
@@ -200,8 +200,7 @@ def main(args) -> None:
             figures.append(folder / "bench-history.jsonl", measured, where, interrupted=len(measured) < len(names))
     rows = figures.compare(measured, reference)
     figures.show(rows, reference)
-    page = folder / "bench.md"
-    page.write_text(readme(measured) + figures.markdown(rows, where))
+    page = files.write(folder / "bench.md", readme(measured) + figures.markdown(rows, where))
     print(f"written to {page}; history in {folder / 'bench-history.jsonl'}")
     if args.record:
         figures.record(RECORD, measured, where)

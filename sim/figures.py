@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seriatim.errors import DataError
+from seriatim.sim import files
 
 Measured = dict[str, dict[str, int | float]]
 
@@ -87,14 +88,9 @@ def load(path: Path) -> dict[str, dict]:
 def record(path: Path, measured: Measured, where: dict) -> None:
     """Makes what was measured the reference; other measurements stay. Raises DataError where the folder is not there."""
     known = load(path) | {name: where | {"figures": figures} for name, figures in measured.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-        os.replace(temporary, path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such folder; run `seriatim bench --record` in the root of the source tree") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: no such folder; run `seriatim bench --record` in the root of the source tree")
+    files.write(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def compare(measured: Measured, reference: dict[str, dict]) -> list[Row]:
