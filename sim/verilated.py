@@ -145,7 +145,7 @@ class VerilatedTop:
     at). Not for use from two threads at once.
     """
 
-    CHUNK = 4_000_000
+    CHUNK = 500_000
     """Cycles that one call into the library may take: between calls Ctrl-C gets through and `progress` is told."""
 
     def __init__(self, library: Path | str, memory: np.ndarray, *, base: int = 0, model: MemoryModel | None = None):
@@ -201,7 +201,7 @@ class VerilatedTop:
             cycles -= part
 
     def run_until_irq(self, max_cycles: int, progress: Callable[[int], None] | None = None) -> Run:
-        """Clocks until `irq` is high, or for `max_cycles`; `progress(cycles so far)` is called every few million cycles."""
+        """Clocks until `irq` is high, or for `max_cycles`; `progress(cycles so far)` is called every `CHUNK` cycles."""
         total, part = 0, _u64()
         while True:
             reason = self._run_until_irq(self._handle, min(self.CHUNK, max_cycles - total), ctypes.byref(part))

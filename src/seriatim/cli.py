@@ -259,7 +259,7 @@ def _main(argv: list[str] | None, interrupts: Interrupts | None) -> int:
         return load(VERBS[args.verb].target)(args) or 0
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt) or interrupts and interrupts.signal:
-            print("seriatim: stopped", file=sys.stderr)
+            print("\nseriatim: stopped", file=sys.stderr)
             return 128 + (interrupts and interrupts.signal or signal.SIGINT)
         if isinstance(e, SeriatimError):
             print(f"seriatim: error: {e}", file=sys.stderr)
