@@ -5,7 +5,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
-from seriatim.csr import ACTIVITY_COUNTERS, CYCLE_COUNTERS, PROFILE_ROW, Counter
+from seriatim.csr import ACTIVITY_COUNTERS, CYCLE_COUNTERS, PROFILE_KEPT, PROFILE_ROW, Counter
 
 
 class Counters(wiring.Component):
@@ -73,15 +73,14 @@ class Counters(wiring.Component):
         for name, values in kept.items():
             if not self.config.marks:
                 break
-            pitch = 1 << (len(values) - 1).bit_length()
-            m.submodules[name] = profile = memory.Memory(shape=64, depth=self.config.marks * pitch, init=[])
+            m.submodules[name] = profile = memory.Memory(shape=64, depth=self.config.marks * PROFILE_KEPT, init=[])
             write, read = profile.write_port(), profile.read_port()
             asked = Signal(name=f"{name}_asked")
             m.d.sync += asked.eq((counter >= first) & (counter < first + len(values)))
             m.d.comb += [
-                write.addr.eq(self.mark_layer * pitch + column),
+                write.addr.eq(self.mark_layer * PROFILE_KEPT + column),
                 write.en.eq(self.mark_valid & (self.mark_layer < self.config.marks) & (column < len(values))),
-                read.en.eq(1), read.addr.eq(layer * pitch + (counter - first)[:pitch.bit_length() - 1]),
+                read.en.eq(1), read.addr.eq(layer * PROFILE_KEPT + (counter - first)[:PROFILE_KEPT.bit_length() - 1]),
             ]
             with m.If(asked):
                 m.d.comb += self.profile_data.eq(read.data)

@@ -13,19 +13,24 @@ def plane_pairs(a_bits: int, w_bits: int) -> list[tuple[int, int]]:
     return [(drop - w, w) for drop in range(a_bits + w_bits - 1) for w in range(w_bits) if 0 <= drop - w < a_bits]
 
 
+def _packed(words: np.ndarray) -> np.ndarray:
+    """Bits (..., K) as words of 32 (..., K / 32)."""
+    return np.packbits(words, -1).view(np.uint32)
+
+
 def _distance(a: np.ndarray, b: np.ndarray, axis=None) -> np.ndarray:
     """Bits in which packed words differ, summed over `axis`."""
     return np.bitwise_count(a ^ b).sum(axis, dtype=np.int64)
 
 
 class _Register:
-    """An operand register and its flips so far; `last` is its word (rows, K / 8), None before the first."""
+    """An operand register and its flips so far; `last` is its word, packed (rows, K / 32), None before the first."""
 
     def __init__(self):
         self.last, self.flips = None, 0
 
     def take(self, words: np.ndarray):
-        """Registers packed words (steps, rows, K / 8) one after the other."""
+        """Registers packed words (steps, rows, K / 32) one after the other."""
         self.flips += int(_distance(words[1:], words[:-1]))
         self.jump(words[0], words[-1])
 
@@ -36,8 +41,8 @@ class _Register:
         self.last = last
 
     def passes(self, planes: np.ndarray, order: list[int]):
-        """For planes (planes, sequences, steps, rows, K / 8): each sequence goes over its steps once for each plane in `order`.
-        Counts the flips within sequences; returns the words that each begins and ends with (sequences, rows, K / 8)."""
+        """For planes (planes, sequences, steps, rows, K / 32): each sequence goes over its steps once for each plane in `order`.
+        Counts the flips within sequences; returns the words that each begins and ends with (sequences, rows, K / 32)."""
         uses = np.bincount(order, minlength=len(planes))
         self.flips += int(uses @ _distance(planes[:, :, 1:], planes[:, :, :-1], (1, 2, 3, 4)))
         for before, after in zip(order, order[1:]):
@@ -60,13 +65,13 @@ class Activity:
         packed = lanes = None
         for g, (a, w) in enumerate(zip(act, wgt)):
             if packed is None or a is not act[g - 1]:
-                packed, lanes = np.packbits(a, -1), a.sum((0, 1, 3), dtype=np.int64)  # ones by tap and lane
+                packed, lanes = _packed(a), a.sum((0, 1, 3), dtype=np.int64)  # ones by tap and lane
             self.ones += int((lanes * w.sum((0, 2), dtype=np.int64)).sum())
             first, last = self.act.passes(packed, act_order)
             firsts.append(first)
             lasts.append(last)
             before = self.wgt.flips
-            ends = self.wgt.passes(np.packbits(w, -1)[:, None], wgt_order)
+            ends = self.wgt.passes(_packed(w)[:, None], wgt_order)
             self.wgt.flips += (self.wgt.flips - before) * (positions - 1)  # every position sees the same weights
             wgt_ends.append([end[0] for end in ends])
         firsts, lasts = (np.stack(ends, 1).reshape(positions * tiles, *packed.shape[-2:]) for ends in (firsts, lasts))
@@ -79,4 +84,4 @@ class Activity:
 
     def pool(self, act: np.ndarray):
         """A POOL: act words (steps, M, K)."""
-        self.act.take(np.packbits(act, -1))
+        self.act.take(_packed(act))

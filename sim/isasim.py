@@ -261,6 +261,7 @@ class Machine:
         self.out[at] = (lanes[:, None] >> bit & 1).reshape(-1, c.m, c.k)
 
     def _switched(self):
+        """Brings the array's activity into the counters."""
         self.counters |= {Counter.ARRAY_ONES: self.activity.ones, Counter.ACT_FLIPS: self.activity.act.flips,
                           Counter.WGT_FLIPS: self.activity.wgt.flips}
 

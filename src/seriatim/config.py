@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
+from .csr import PROFILE_KEPT
 from .errors import ConfigError
 from .formats import MAX_PLANES
 
@@ -110,7 +111,7 @@ class Config:
         """Bytes of all on-chip memories."""
         bits = (self.act_words * self.m * (self.k + 1) + self.wgt_words * self.n * self.k + self.prm_words * self.n * 96
                 + (self.res_words + self.out_words) * self.m * self.k + self.psum_words * self.n * 32
-                + 2 * self.line_bytes * 8 + self.marks * 16 * 64)
+                + 2 * self.line_bytes * 8 + self.marks * PROFILE_KEPT * 64)
         return -(-bits // 8)
 
     @cached_property

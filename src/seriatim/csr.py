@@ -100,7 +100,9 @@ ACTIVITY_COUNTERS = tuple(c for c in Counter if c >= Counter.ACT_WRITES)
 for _counter in ACTIVITY_COUNTERS:
     COUNTER_DOC[_counter] += " (simulation build only)"
 PROFILE_ROW = 32
-"""Counters of one row of the profile memory (a power of two, at least len(Counter))."""
+"""Counters of one row of the profile memory, as its addresses count (a power of two, at least len(Counter))."""
+PROFILE_KEPT = 16
+"""Of those the ones that a synthesised machine has memory for (a power of two)."""
 
 
 @dataclass(frozen=True)
