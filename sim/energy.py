@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from seriatim.config import Config
-from seriatim.csr import Counter
+from seriatim.csr import ACTIVITY_COUNTERS, Counter
 
 Counts = dict[Counter, int]
 
@@ -136,13 +136,20 @@ def events(config: Config) -> tuple[Event, ...]:
     )
 
 
+def simulation_only(config: Config) -> list[str]:
+    """Names of the events that the simulation build alone counts."""
+    activity = dict.fromkeys(Counter, 0) | dict.fromkeys(ACTIVITY_COUNTERS, 1)
+    return [event.name for event in events(config) if event.count(activity)]
+
+
 def by_event(config: Config, counts: Counts) -> dict[str, float]:
     """Event -> microjoules."""
     return {event.name: round(event.count(counts) * event.pj / 1e6, 6) for event in events(config)}
 
 
 def table(config: Config, counts: Counts) -> dict:
-    """`energy_uj` of a report's totals: microjoules by event and in all; `error` is the range (least, greatest), in them too."""
+    """`energy_uj` of a report's totals: microjoules by event and in all; `error` is the range (least, greatest), in them too;
+    `simulation_only`: see there."""
     rows = {}
     for event in events(config):
         count = event.count(counts)
@@ -152,7 +159,8 @@ def table(config: Config, counts: Counts) -> dict:
             "error": [round(uj * event.low, 6), round(uj * event.high, 6)], "source": event.source,
         }
     return {"total": round(sum(row["uj"] for row in rows.values()), 6),
-            "error": [round(sum(row["error"][i] for row in rows.values()), 6) for i in (0, 1)], "events": rows}
+            "error": [round(sum(row["error"][i] for row in rows.values()), 6) for i in (0, 1)], "events": rows,
+            "simulation_only": simulation_only(config)}
 
 
 def manual(config: Config) -> str:

@@ -144,7 +144,7 @@ def _figures(report: dict) -> None:
     parts = ", ".join(f"{name} {row['uj']:.1f}" for name, row in energy_uj["events"].items() if round(row["uj"], 1))
     low, high = energy_uj["error"]
     print(f"energy: {energy_uj['total']:.0f} µJ ({low:.0f} to {high:.0f}) by published figures at 45 nm: {parts}")
-    print("power of an FPGA: not estimated")
+    print(f"  counted by the simulation build alone: {', '.join(energy_uj['simulation_only'])}; power of an FPGA: not estimated")
     speedup = total["speedup_vs_w8a8"]
     if speedup:
         print(f"against the same network at W8A8 on this machine ({speedup['w8a8_cycles']:,} cycles, "

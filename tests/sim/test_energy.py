@@ -91,5 +91,11 @@ def test_table_adds_up_and_names_its_sources():
     assert energy.by_event(CONFIG, given) == {name: row["uj"] for name, row in rows.items()}
 
 
+def test_it_says_what_the_simulation_build_alone_counts():
+    assert energy.table(CONFIG, counts())["simulation_only"] == [
+        "array_ones", "array_flips", "act_write", "wgt_write", "prm_write", "res_read", "res_write", "out_write", "psum_read",
+        "psum_write"]
+
+
 def test_docs_have_the_table():
     assert energy.manual(CONFIG) in DOCS.read_text()
