@@ -29,7 +29,7 @@ MACHINES = (Config(), Config(n=16), Config(m=8, axi_bits=32), Config(m=4, n=4, k
             Config(k=128, axi_bits=128))
 MEMORIES = (Memory(10), Memory(50, outstanding=2), Memory(100), Memory(300), Memory(300, outstanding=16),
             Memory(100, read_bandwidth=(1, 2), write_bandwidth=(1, 3)))
-RANDOM_NETS = 100
+RANDOM_NETS = 60
 
 
 @cache
@@ -119,9 +119,8 @@ def model_runs() -> Iterator[tuple[str, Run]]:
     for memory in MEMORIES:
         yield f"resnet18 W1A8 64x64, 1 image, {memory}", _shipped("resnet18", 64, 1, memory)[0]
         yield f"digits W1A8, {memory}", _shipped("digits", None, 4, memory)[0]
-    for config, memory in zip(MACHINES, MEMORIES, strict=True):
-        for w, a in ((1, 1), (2, 3)):
-            yield f"resnet20 W{w}A{a} on {config}, AXI {config.axi_bits}, {memory}", _resnet20(w, a, config, memory)
+    for config, memory, (w, a) in zip(MACHINES, MEMORIES, WIDTHS, strict=False):
+        yield f"resnet20 W{w}A{a} on {config}, AXI {config.axi_bits}, {memory}", _resnet20(w, a, config, memory)
     for seed in range(RANDOM_NETS):
         net = soak.draw(seed)
         memory = replace(net.memory, stall_percent=0)
