@@ -197,8 +197,12 @@ def main(args) -> int:
     """`seriatim soak`. Returns 0, or raises MismatchError with the command that repeats the first failure."""
     from tqdm import tqdm
 
+    from seriatim.sim.rtl import library
+
     one = args.seed is not None
     seed = args.seed if one else int(time.time())
+    for config in () if one else random_layers.GEOMETRIES.values():
+        library(config)  # before the time runs
     end, seconds = time.monotonic() + 60 * args.minutes, 60 * args.minutes
     nets = layers = on_cpu = 0
     form = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
