@@ -26,6 +26,7 @@ class Registers(wiring.Component):
     one port for each register but the counters and the constants, in lower case: `r` registers are inputs, `rw` ones outputs;
         a `w1` register is an output that is not zero for the one cycle of a write.
     counters : for the COUNTER_LO and COUNTER_HI registers.
+    awake : see `sleep`; of the bus it only knows what it has accepted.
     """
 
     def __init__(self, config: Config):
@@ -39,6 +40,7 @@ class Registers(wiring.Component):
         super().__init__({
             "bus": In(LITE),
             "counters": In(64).array(len(csr.Counter)),
+            "awake": Out(1),
         } | {r.name.lower(): (In if r.access == "r" else Out)(32) for r in self.plain})
 
     def elaborate(self, platform):
@@ -69,7 +71,9 @@ class Registers(wiring.Component):
                         port = getattr(self, r.name.lower())
                         m.d.sync += port.eq((port & ~mask if r.access == "rw" else 0) | write_data & mask)
 
+        pulses = Cat(getattr(self, r.name.lower()) for r in self.plain if r.access == "w1")
         read_address, reading = Signal(csr.ADDR_BITS), Signal()
+        m.d.comb += self.awake.eq(have_address | have_data | bus.bvalid | reading | bus.rvalid | pulses.any())
         m.d.comb += bus.arready.eq(~reading & ~bus.rvalid)
         with m.If(bus.arvalid & bus.arready):
             m.d.sync += [read_address.eq(bus.araddr), reading.eq(1)]

@@ -1,6 +1,6 @@
 """The drain: from sums in the drain registers to the psum memory or, requantised and packed, to the out buffer."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -39,6 +39,7 @@ class Drain(wiring.Component):
     prm_*, res_*, out_*, psum_*, requant_step, give_* : as in Execute.
     busy, stop : a job is under way; write nothing more.
     error, error_pc : an address is outside its buffer.
+    awake : see `sleep`.
     """
 
     NOTICE = 1 + Array.LATENCY
@@ -83,6 +84,7 @@ class Drain(wiring.Component):
             "stop": In(1),
             "error": Out(1),
             "error_pc": Out(32),
+            "awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -243,6 +245,10 @@ class Drain(wiring.Component):
         m.d.comb += [packer.q[n].eq(requant.q[n]) for n in range(c.n)]
         m.d.comb += [packer.pool[i].eq(self.pool[i]) for i in range(c.m)]
         m.d.comb += [self.out_data[i].eq(packer.data[i]) for i in range(c.m)]
+
+        m.d.comb += self.awake.eq(
+            take | self.filled | self.row_en | Cat(valid).any() | Cat(psum_write).any() | prm_read | (spacing != 0) | ending
+            | self.pool_done | residual.awake | requant.awake | packer.awake)
 
         # Addresses outside a buffer.
         m.d.comb += self.error.eq(~self.stop & (

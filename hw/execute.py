@@ -15,6 +15,7 @@ from .drain import PARAM, Drain
 from .layouts import QUEUED
 from .pool import Pool
 from .sequencer import Sequencer
+from .sleep import AWAKE, Sleep
 
 
 class Execute(wiring.Component):
@@ -40,11 +41,13 @@ class Execute(wiring.Component):
     error_valid, error_cause, error_pc : held until `clear`; the unit has stopped. All earlier instructions have finished.
     halt : no more steps and no writes.
     clear : back to the idle state.
+    drain_awake, pool_awake : `awake` of the drain and of the pool unit.
     """
 
-    def __init__(self, config: Config, simulation: bool = False):
+    def __init__(self, config: Config, simulation: bool = False, sleep: Sleep = AWAKE):
         self.config = config
         self.simulation = simulation
+        self.sleep = sleep
         c = config
         super().__init__({
             "instr": In(stream.Signature(QUEUED)),
@@ -87,6 +90,8 @@ class Execute(wiring.Component):
             "halt": In(1),
             "busy": Out(1),
             "clear": In(1),
+            "drain_awake": Out(1),
+            "pool_awake": Out(1),
         })
         self.sequencer = Sequencer(c)
 
@@ -99,8 +104,9 @@ class Execute(wiring.Component):
         m.submodules.dispatch = reset(dispatch)
         m.submodules.sequencer = reset(sequencer)
         m.submodules.array = reset(array)
-        m.submodules.pool = reset(pool)
-        m.submodules.drain = reset(drain)
+        m.submodules.pool = self.sleep.put("pool", reset(pool))
+        m.submodules.drain = self.sleep.put("drain", reset(drain))
+        m.d.comb += [self.pool_awake.eq(pool.awake), self.drain_awake.eq(drain.awake)]
         rows, cols = range(c.m), range(c.n)
 
         # Instructions.

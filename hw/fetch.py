@@ -27,6 +27,7 @@ class InstructionQueue(wiring.Component):
     write, word, pc : an instruction enters.
     head : the oldest one.
     empty : none, the head included.
+    awake : see `sleep`.
     """
 
     def __init__(self, depth: int):
@@ -38,6 +39,7 @@ class InstructionQueue(wiring.Component):
             "pc": In(32),
             "head": Out(stream.Signature(QUEUED)),
             "empty": Out(1),
+            "awake": Out(1),
         })
         self.count = Signal(range(depth + 1))
         """Instructions behind the head."""
@@ -52,6 +54,7 @@ class InstructionQueue(wiring.Component):
             self.full.eq(count == self.depth),
             move.eq((count != 0) & (~self.head.valid | self.head.ready)),
             self.empty.eq((count == 0) & ~self.head.valid),
+            self.awake.eq(self.write | move | (self.head.valid & self.head.ready)),
         ]
         write, read = words.write_port(), words.read_port()
         m.d.comb += [
@@ -100,6 +103,7 @@ class Fetch(wiring.Component):
     ended : END has been reached.
     error_valid, error_cause, error_pc : held; fetch has stopped.
     halt : stop.
+    awake : see `sleep`.
     """
 
     def __init__(self, config: Config):
@@ -121,6 +125,7 @@ class Fetch(wiring.Component):
             "error_cause": Out(4),
             "error_pc": Out(32),
             "halt": In(1),
+            "awake": Out(1),
         })
         self.queues = {q: InstructionQueue(c.queue) for q in (Queue.LOAD, Queue.EXEC, Queue.STORE)}
 
@@ -170,6 +175,8 @@ class Fetch(wiring.Component):
 
         # Decode.
         word = read.data
+        decode = Signal()
+        m.d.comb += read.en.eq(decode)
         unknown, broken = Signal(reset_less=True), Signal(reset_less=True)
         queue = Signal(Queue, reset_less=True)
         queues = self.queues
@@ -179,13 +186,13 @@ class Fetch(wiring.Component):
             wiring.connect(m, wiring.flipped(getattr(self, name)), queues[q].head)
             m.d.comb += [queues[q].word.eq(word), queues[q].pc.eq(self.pc), getattr(self, f"{name}_empty").eq(queues[q].empty)]
         error, cause = Signal(), Signal(Cause)
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("READ"):
                 with m.If(self.run & ~stopped & ~self.ended):
                     with m.If(self.pc + isa.INSTR_BYTES > self.size):
                         m.d.comb += [error.eq(1), cause.eq(Cause.PROGRAM_RANGE)]
                     with m.Elif(arrived != 0):
-                        m.d.comb += read.en.eq(1)
+                        m.d.comb += decode.eq(1)
                         m.next = "CHECK"
             with m.State("CHECK"):
                 with m.Switch(word[:8]):
@@ -213,4 +220,7 @@ class Fetch(wiring.Component):
                     m.next = "READ"
         with m.If(error & ~stopped):
             m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(cause), self.error_pc.eq(self.pc)]
+        m.d.comb += self.awake.eq(
+            ask | (self.request.valid & (self.request.ready | self.halt)) | self.beat_valid | decode | fsm.ongoing("CHECK") | taken
+            | (error & ~stopped) | Cat(q.awake for q in queues.values()).any())
         return m

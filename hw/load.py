@@ -14,6 +14,7 @@ from .dma import Nest
 from .layouts import layout
 from .patch import Patch
 from .semaphores import unit_ports
+from .sleep import AWAKE, Sleep
 
 PARAM_BITS = 128
 """Bits of one channel's parameters in memory."""
@@ -43,10 +44,12 @@ class Load(wiring.Component):
     data : K bits for act, res and wgt.
     prm_data : one param for each 128 bits of a beat; column n takes number n % len(prm_data).
     progress : something was written.
+    patch_awake : `awake` of the patch builder.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, sleep: Sleep = AWAKE):
         self.config = c = config
+        self.sleep = sleep
         self.prm_ports = max(1, c.axi_bits // PARAM_BITS)
         super().__init__(unit_ports() | {
             "request": Out(stream.Signature(REQUEST)),
@@ -64,6 +67,7 @@ class Load(wiring.Component):
             "data": Out(c.k),
             "prm_data": Out(param_layout()).array(self.prm_ports),
             "progress": Out(1),
+            "patch_awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -71,7 +75,9 @@ class Load(wiring.Component):
         c = self.config
         m.submodules.nest = nest = Nest()
         m.submodules.bursts = bursts = Bursts(c)
-        m.submodules.patch = patch = Patch(c)
+        patch = Patch(c)
+        m.submodules.patch = self.sleep.put("patch", patch)
+        m.d.comb += self.patch_awake.eq(patch.awake)
         wiring.connect(m, wiring.flipped(self.request), bursts.request)
         word = self.instr.payload.word
         pc = self.instr.payload.pc
@@ -111,7 +117,7 @@ class Load(wiring.Component):
         handed = Signal()
         bad_front = Signal()
         m.d.comb += self.take_mask.eq(load.wait)
-        with m.FSM(name="front"):
+        with m.FSM(name="front") as front:
             with m.State("TAKE"):
                 with m.If(self.instr.valid & ~stopped):
                     with m.If(illegal):
@@ -270,4 +276,8 @@ class Load(wiring.Component):
             m.d.comb += [error.eq(1), cause.eq(Cause.ILLEGAL_FIELD)]
         with m.If(error & ~stopped):
             m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(cause), self.error_pc.eq(Mux(at_back, back_pc, pc))]
+        writing = Cat(self.act_we, self.res_we, self.wgt_we, self.prm_we).any()
+        m.d.comb += self.awake.eq(
+            front.ongoing("RUN") | (self.take_valid & (self.take_ok | handed)) | active | self.beat_valid | writing | self.give_valid
+            | nest.busy | bursts.busy | (error & ~stopped))
         return m

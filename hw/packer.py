@@ -38,6 +38,7 @@ class Packer(wiring.Component):
     stop : write nothing.
     we, addr, data : write port.
     error : a word's address is outside the buffer; it is not written.
+    awake : see `sleep`.
     """
 
     LATENCY = 4
@@ -63,6 +64,7 @@ class Packer(wiring.Component):
             "addr": Out(16),
             "data": Out(c.k).array(c.m),
             "error": Out(1),
+            "awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -136,4 +138,5 @@ class Packer(wiring.Component):
                         m.d.sync += [self.data[i].eq(emit[w][i]) for i in rows]
         with m.If(self.start):
             m.d.sync += at.eq(self.base)
+        m.d.comb += self.awake.eq(self.start | self.early_valid | self.valid | placed_valid | full | write | ready)
         return m

@@ -35,6 +35,7 @@ class Patch(wiring.Component):
     we, mask, addr, data : write to the act buffer; `mask` is the slice. Not while `outside`.
     outside : beyond the act buffer or the line memory; stays.
     progress : something moves.
+    awake : see `sleep`.
     """
 
     def __init__(self, config: Config):
@@ -54,6 +55,7 @@ class Patch(wiring.Component):
             "outside": Out(1),
             "progress": Out(1),
             "halt": In(1),
+            "awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -377,4 +379,5 @@ class Patch(wiring.Component):
         m.d.comb += self.done.eq(started & ~gathering & ~valid_1 & ~valid_2 & ~rest & ~waiting & (emit_left == 0))
         m.d.comb += self.outside.eq(too_long | overrun | beyond_act)
         m.d.comb += self.progress.eq(self.we | (reading & go))
+        m.d.comb += self.awake.eq(self.start | self.busy)
         return m

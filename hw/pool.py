@@ -34,6 +34,7 @@ class Pool(wiring.Component):
     act : the word.
     out_valid, out : a plane of a maximum.
     done : the instruction's last word is on `out`.
+    awake : see `sleep`.
     """
 
     def __init__(self, config: Config):
@@ -47,6 +48,7 @@ class Pool(wiring.Component):
             "out_valid": Out(1),
             "out": Out(c.k).array(c.m),
             "done": Out(1),
+            "awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -62,6 +64,7 @@ class Pool(wiring.Component):
             invert.eq(step.top & self.is_signed),
             self.out_valid.eq(valid & step.tap_last),
             self.done.eq(valid & step.final),
+            self.awake.eq(self.valid | valid),
         ]
         for i in range(c.m):
             memory = Memory(shape=c.k, depth=16, init=[])

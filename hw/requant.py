@@ -1,6 +1,6 @@
 """Requantisation of N accumulators a cycle."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,6 +21,7 @@ class Requant(wiring.Component):
     m2, shift, lo, hi : of the layer.
     q_valid, q_tag, q : the row's results.
     early_valid, early_tag : announce them one cycle before.
+    awake : see `sleep`.
     """
 
     LATENCY = 4
@@ -43,6 +44,7 @@ class Requant(wiring.Component):
             "q_valid": Out(1),
             "q_tag": Out(tag_bits),
             "q": Out(signed(32)).array(lanes),
+            "awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -55,7 +57,7 @@ class Requant(wiring.Component):
             m.d.sync += [valid[stage].eq(valid[stage - 1]), tag[stage].eq(tag[stage - 1])]
         m.d.comb += [
             self.early_valid.eq(valid[-2]), self.early_tag.eq(tag[-2]),
-            self.q_valid.eq(valid[-1]), self.q_tag.eq(tag[-1]),
+            self.q_valid.eq(valid[-1]), self.q_tag.eq(tag[-1]), self.awake.eq(Cat(valid).any()),
         ]
         for lane in range(self.lanes):
             product = Signal(signed(64), name=f"product_{lane}", reset_less=True)

@@ -25,6 +25,7 @@ class Residual(wiring.Component):
     ready, bad, take : handshake with the drain.
     row_en, row, value : N residuals of a row, one cycle after `row_en`.
     en, addr, data : read port of the residual buffer.
+    awake : see `sleep`.
     """
 
     def __init__(self, config: Config):
@@ -46,6 +47,7 @@ class Residual(wiring.Component):
             "en": Out(1),
             "addr": Out(16),
             "data": In(c.k).array(c.m),
+            "awake": Out(1),
         })
 
     def elaborate(self, platform):
@@ -118,6 +120,7 @@ class Residual(wiring.Component):
                 self.ready.eq(0), reading.eq(1), read.eq(0), cut_valid.eq(0), tile.eq(0),
                 left.eq(self.planes), position.eq(self.base), addr.eq(self.base),
             ]
+        m.d.comb += self.awake.eq(self.start | self.take | reading | read | cut_valid | self.row_en)
         with m.If(self.row_en):
             with m.Switch(self.row):
                 for i in rows:

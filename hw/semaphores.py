@@ -20,6 +20,7 @@ def unit_ports() -> dict:
     give_valid, give_mask, give_pc : semaphores to add one to, when the instruction at give_pc has finished.
     error_valid, error_cause, error_pc : held until reset (which the top also does at each start); the unit has stopped.
     halt : stop; another unit failed. busy : an instruction is under way.
+    awake : see `sleep`.
     """
     return {
         "instr": In(stream.Signature(QUEUED)),
@@ -34,6 +35,7 @@ def unit_ports() -> dict:
         "error_pc": Out(32),
         "halt": In(1),
         "busy": Out(1),
+        "awake": Out(1),
     }
 
 
@@ -48,6 +50,7 @@ class Semaphores(wiring.Component):
     take_valid, take_mask, take_ok, lack : for each unit; `lack`: those of take_mask that are zero.
     give_valid, give_mask, give_pc : for each unit.
     overflow, overflow_pc : the instruction at overflow_pc signalled a semaphore past its range (in the cycle after).
+    awake : see `sleep`.
     """
 
     def __init__(self):
@@ -61,6 +64,7 @@ class Semaphores(wiring.Component):
             "give_pc": In(32).array(UNITS),
             "overflow": Out(1),
             "overflow_pc": Out(32),
+            "awake": Out(1),
         })
         self.levels = [Signal(isa.SEM_BITS, name=f"level_{s.name.lower()}") for s in isa.Sem]
 
@@ -90,6 +94,7 @@ class Semaphores(wiring.Component):
             any_given.eq(given[0] | given[1] | given[2]),
             two_given.eq((given[0] & given[1]) | (given[0] & given[2]) | (given[1] & given[2])),
             moved.eq(earlier | any_given),
+            self.awake.eq((moved != 0) | self.overflow),
         ]
         m.d.sync += self.overflow.eq(0)
         with m.If(moved != 0):

@@ -93,7 +93,7 @@ class Store(wiring.Component):
         m.d.comb += [self.busy.eq(self.instr.valid), self.take_mask.eq(f.wait), illegal.eq(f.slice + f.slices > c.m)]
         m.d.sync += self.give_valid.eq(0)
         refused_field = Signal()
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("TAKE"):
                 with m.If(self.instr.valid & ~stopped):
                     with m.If(illegal):
@@ -124,4 +124,6 @@ class Store(wiring.Component):
             m.d.comb += [error.eq(1), cause.eq(Cause.ILLEGAL_FIELD)]
         with m.If(error & ~stopped):
             m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(cause), self.error_pc.eq(self.instr.payload.pc)]
+        m.d.comb += self.awake.eq((self.take_valid & self.take_ok) | nest.busy | bursts.busy | reading | held
+                                  | (fsm.ongoing("RUN") & finished) | self.give_valid | (error & ~stopped))
         return m

@@ -18,6 +18,7 @@ from .fetch import Fetch
 from .load import Load, param_layout
 from .observe import observe, observe_signature
 from .semaphores import UNITS, Semaphores
+from .sleep import Sleep
 from .store import Store
 
 LOAD, EXEC, STORE = 1, 0, 2
@@ -34,38 +35,47 @@ class Seriatim(wiring.Component):
     Members
     -------
     s_axil : AXI4-Lite slave. m_axi : AXI4 master. irq : interrupt, level.
+    clk_*, wake_* : with `sleep`, see there.
     observe : what a trace is made of (`observe=True` alone).
     """
 
-    def __init__(self, config: Config, simulation: bool = False, observe: bool = False):
-        self.config, self.simulation, self.observed = config, simulation, observe
+    def __init__(self, config: Config, simulation: bool = False, *, sleep: bool = False, observe: bool = False):
+        self.config, self.simulation, self.sleep, self.observed = config, simulation, Sleep(sleep), observe
         read, write = axi.read_signature(config), axi.write_signature(config)
         super().__init__({
             "s_axil": In(LITE),
             "m_axi": Out(wiring.Signature({**read.members, **write.members})),
             "irq": Out(1),
-        } | ({"observe": Out(observe_signature(config))} if observe else {}))
+        } | self.sleep.ports() | ({"observe": Out(observe_signature(config))} if observe else {}))
 
     def elaborate(self, platform):
         m = Module()
         c = self.config
         start, halt = Signal(), Signal()
         running = Signal()
+        put, domain = self.sleep.put, self.sleep.domain
         restart = ResetInserter(start)
-        m.submodules.registers = registers = Registers(c)
+        registers = Registers(c)
+        m.submodules.registers = put("registers", registers)
         m.submodules.reader = reader = axi.Reader(c)
         m.submodules.writer = writer = axi.Writer(c)
-        fetch, load, store, semaphores = Fetch(c), Load(c), Store(c), Semaphores()
-        m.submodules.fetch, m.submodules.load = restart(fetch), restart(load)
-        m.submodules.store, m.submodules.semaphores = restart(store), restart(semaphores)
-        m.submodules.execute = execute = Execute(c, self.simulation)
+        fetch, load, store, semaphores = Fetch(c), Load(c, self.sleep), Store(c), Semaphores()
+        m.submodules.fetch, m.submodules.load = put("fetch", restart(fetch)), put("load", restart(load))
+        m.submodules.store, m.submodules.semaphores = put("store", restart(store)), put("semaphores", restart(semaphores))
+        m.submodules.execute = execute = Execute(c, self.simulation, self.sleep)
         m.submodules.counters = counters = Counters(c, self.simulation)
-        m.submodules.act = act = Banks(c.m, c.act_words, c.k)
-        m.submodules.act_flags = flags = Flags(c.m, c.act_words)
-        m.submodules.res = res = Banks(c.m, c.res_words, c.k)
-        m.submodules.wgt = wgt = Banks(c.n, c.wgt_words, c.k)
-        m.submodules.prm = prm = Banks(c.n, c.prm_words, param_layout(), shared=load.prm_ports)
-        m.submodules.out = out = Banks(c.m, c.out_words, c.k, shared=c.m)
+        loaded = {"writer": domain("load")}
+        m.submodules.act = act = Banks(c.m, c.act_words, c.k, **loaded)
+        m.submodules.act_flags = flags = Flags(c.m, c.act_words, **loaded)
+        m.submodules.res = res = Banks(c.m, c.res_words, c.k, **loaded, reader=domain("drain"))
+        m.submodules.wgt = wgt = Banks(c.n, c.wgt_words, c.k, **loaded)
+        m.submodules.prm = prm = Banks(c.n, c.prm_words, param_layout(), shared=load.prm_ports, **loaded, reader=domain("drain"))
+        m.submodules.out = out = Banks(c.m, c.out_words, c.k, shared=c.m, writer=domain("drain"), reader=domain("store"))
+        self.sleep.connect(m, self, {
+            "fetch": fetch.awake, "load": load.awake, "patch": load.patch_awake, "store": store.awake,
+            "drain": execute.drain_awake, "pool": execute.pool_awake, "semaphores": semaphores.awake,
+            "registers": registers.awake,
+        }, start)
 
         # AXI.
         wiring.connect(m, wiring.flipped(self.s_axil), registers.bus)

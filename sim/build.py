@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 PREFIX = "Vseriatim"
 AXI_BITS = (32, 64, 128, 256)
 
-VERILATOR_FLAGS = ("--cc", "--no-timing", "-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint",
+VERILATOR_FLAGS = ("--cc", "--no-timing", "-O3", "-fno-table", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint",
                    "-Wno-style", "--prefix", PREFIX)
 CXX_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-pthread", "-w", "-faligned-new", "-DVERILATOR=1",
              "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0",
@@ -84,14 +84,14 @@ def jobs() -> int:
 
 
 def both_edges(verilog: str) -> str | None:
-    """`verilog` with its registers taking both edges of `clk`, so that a simulated cycle is one eval instead of two.
+    """`verilog` with its registers taking both edges of their clocks, so that a simulated cycle is one eval instead of two.
 
-    None where an event is anything but a rising edge of `clk`: then only the plain clock will do.
+    None where an event is anything but a rising edge of `clk` or of a sleeping unit's `UNIT_clk`: then only the plain clock will do.
     """
     events = set(re.findall(r"@\s*\(([^)*]+)\)", verilog))
-    if events - {"posedge clk"}:
+    if not all(re.fullmatch(r"posedge (\w+_)?clk", event) for event in events):
         return None
-    return verilog.replace("@(posedge clk)", "@(edge clk)")
+    return re.sub(r"@\(posedge (\w+)\)", r"@(edge \1)", verilog)
 
 
 def ports(verilog: str, top: str) -> dict[str, int]:
@@ -117,7 +117,9 @@ def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval
     source = source or verilog
     harness = (HERE / "harness.cpp").read_text()
     popcount = (HERE / "popcount.h").read_text()
-    table = "".join(f" \\\n    X({name}, {bits})" for name, bits in ports(verilog, top).items())
+    found = ports(verilog, top)
+    table = "".join(f" \\\n    X({name}, {bits})" for name, bits in found.items())
+    units = "".join(f" X({name.removeprefix('clk_')})" for name in found if name.startswith("clk_"))
     key = {"verilog": _digest(source), "harness": _digest(harness, popcount), "top": top, "defines": defines,
            "verilator": version("verilator"), "verilator_flags": VERILATOR_FLAGS, "compiler": _compiler_version(),
            "flags": CXX_FLAGS + architecture() + FAST + SLOW}
@@ -125,7 +127,7 @@ def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval
 
     def make(folder: Path) -> None:
         (folder / "top.sv").write_text(source)
-        (folder / "ports.h").write_text(f"#define SERIATIM_PORTS(X){table}\n")
+        (folder / "ports.h").write_text(f"#define SERIATIM_PORTS(X){table}\n#define SERIATIM_UNITS(X){units}\n")
         (folder / "popcount.h").write_text(popcount)
         (folder / "harness.cpp").write_text(harness)
         _verilate(folder, top)

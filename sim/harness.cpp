@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "Vseriatim.h"
+#include "Vseriatim___024root.h"
 #include "ports.h"
 #include "verilated.h"
 
@@ -80,6 +81,11 @@ struct Event {  // mirrored by sim/verilated.py
     uint64_t port;
 };
 
+// What Vseriatim::eval() calls, once it has initialised the model, apart from housekeeping for threads and dynamic data.
+}  // namespace
+void Vseriatim___024root___eval(Vseriatim___024root* model);
+namespace {
+
 class Harness {
 public:
     Harness(uint8_t* mem, const Params& params)
@@ -101,10 +107,11 @@ public:
     void reset(uint32_t cycles) {
         idle_inputs();
         top_->rst = 1;
+        const Awake awake{*this};
         for (uint32_t i = 0; i < cycles; ++i) edge();
         top_->rst = 0;
 #if BOTH_EDGES
-        top_->eval();
+        eval();
 #endif
         read_head_ = read_count_ = read_beat_ = 0;
         aw_head_ = aw_tail_ = w_next_ = write_count_ = 0;
@@ -119,6 +126,8 @@ public:
         for (auto& w : watches_) w.last = ~w.current();
         record_events();
     }
+
+    void sleep(bool enabled) { awake_ = !enabled; }
 
     int step(uint64_t n) {
         for (uint64_t i = 0; i < n; ++i) {
@@ -142,6 +151,7 @@ public:
 
     // AXI4-Lite transfers; they return the response, or -1 where the machine did not answer.
     int csr_write(uint32_t addr, uint32_t data) {
+        const Awake awake{*this};
         top_->s_axil_awaddr = addr & 0xFFF;
         top_->s_axil_awvalid = 1;
         top_->s_axil_wdata = data;
@@ -169,6 +179,7 @@ public:
     }
 
     int csr_read(uint32_t addr, uint32_t* data) {
+        const Awake awake{*this};
         top_->s_axil_araddr = addr & 0xFFF;
         top_->s_axil_arvalid = 1;
         top_->s_axil_rready = 1;
@@ -252,16 +263,42 @@ private:
         top_->rst = 0;
     }
 
-    inline void edge() {
+    // Units sleep (hw/sleep.py) in cycles in which they do not ask to be clocked, but never while an Awake lives.
+    struct Awake {
+        explicit Awake(Harness& harness) : awake_{harness.awake_}, before_{awake_} { awake_ = 1; }
+        ~Awake() { awake_ = before_; }
+        uint8_t& awake_;
+        const uint8_t before_;
+    };
+
+    inline void eval() { Vseriatim___024root___eval(top_->rootp); }
+
+    inline void rise() {  // BOTH_EDGES: the next edge, rising or falling
 #if BOTH_EDGES
-        top_->clk = !top_->clk;
-        top_->eval();
+        top_->clk ^= 1;
+#define X(unit) top_->clk_##unit ^= top_->wake_##unit | awake_;
 #else
-        top_->clk = 0;
-        top_->eval();
         top_->clk = 1;
-        top_->eval();
+#define X(unit) top_->clk_##unit = top_->wake_##unit | awake_;
 #endif
+        SERIATIM_UNITS(X)
+#undef X
+        eval();
+    }
+
+    inline void fall() {
+#if !BOTH_EDGES
+        top_->clk = 0;
+#define X(unit) top_->clk_##unit = 0;
+        SERIATIM_UNITS(X)
+#undef X
+        eval();
+#endif
+    }
+
+    inline void edge() {
+        fall();
+        rise();
     }
 
     inline bool chance() {  // true: hold back
@@ -276,10 +313,8 @@ private:
         drive();
 #if BOTH_EDGES
         if (VL_UNLIKELY(settle_left_ != 0)) settle();
-#else
-        top_->clk = 0;
-        top_->eval();
 #endif
+        fall();
         at_sample();
         const bool ar = top_->m_axi_arvalid & arready_;
         const bool r = rvalid_ & top_->m_axi_rready;
@@ -296,12 +331,7 @@ private:
         }
         if (wready_ && !w) ++stats_.write_wait_cycles;
         if (b) finish_write();
-#if BOTH_EDGES
-        top_->clk = !top_->clk;
-#else
-        top_->clk = 1;
-#endif
-        top_->eval();
+        rise();
         ++cycle_;
         if (VL_UNLIKELY(!watches_.empty())) record_events();
         if (VL_UNLIKELY(context_->gotFinish())) stopped_ = true;
@@ -514,7 +544,7 @@ private:
     // it happens settles for good.
     __attribute__((noinline)) void settle() {
         const uint64_t before = outputs();
-        top_->eval();
+        eval();
         if (outputs() != before) {
             settle_left_ = ~uint64_t{0};
             stats_.settled = 1;
@@ -555,6 +585,7 @@ private:
     uint64_t cycle_ = 0;
     uint64_t rng_ = 1, settle_left_ = 0;
     bool stopped_ = false;
+    uint8_t awake_ = 0;
     bool arready_ = false, awready_ = false, wready_ = false, rvalid_ = false, bvalid_ = false;
     bool limited_read_ = false, limited_write_ = false;
     uint64_t read_credit_ = 0, write_credit_ = 0;
@@ -583,6 +614,7 @@ private:
 EXPORT void* seriatim_create(uint8_t* mem, const Params* params) { return new Harness{mem, *params}; }
 EXPORT void seriatim_destroy(void* h) { delete static_cast<Harness*>(h); }
 EXPORT void seriatim_reset(void* h, uint32_t cycles) { static_cast<Harness*>(h)->reset(cycles); }
+EXPORT void seriatim_sleep(void* h, int32_t enabled) { static_cast<Harness*>(h)->sleep(enabled); }
 EXPORT int32_t seriatim_step(void* h, uint64_t n) { return static_cast<Harness*>(h)->step(n); }
 EXPORT int32_t seriatim_run_until_irq(void* h, uint64_t limit, uint64_t* cycles) {
     return static_cast<Harness*>(h)->run_until_irq(limit, cycles);

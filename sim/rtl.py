@@ -31,7 +31,7 @@ def verilog(config: Config, observe: bool = False) -> str:
         from seriatim.hw.convert import SIM, to_verilog
         from seriatim.hw.top import Seriatim
 
-        top = Seriatim(config, simulation=True, observe=observe)
+        top = Seriatim(config, simulation=True, sleep=True, observe=observe)
         (folder / "top.v").write_text(to_verilog(top, "seriatim_top", platform=SIM))
 
     what = f"Verilog of the {config} machine{' with trace ports' if observe else ''}"

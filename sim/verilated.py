@@ -114,6 +114,7 @@ _ABI = {
     "create": (_ptr, [_ptr, ctypes.POINTER(_Params)]),
     "destroy": (None, [_ptr]),
     "reset": (None, [_ptr, _u32]),
+    "sleep": (None, [_ptr, _i32]),
     "step": (_i32, [_ptr, _u64]),
     "run_until_irq": (_i32, [_ptr, _u64, ctypes.POINTER(_u64)]),
     "csr_read": (_i32, [_ptr, _u32, ctypes.POINTER(_u32)]),
@@ -192,6 +193,10 @@ class VerilatedTop:
     def reset(self, cycles: int = 4) -> None:
         """Holds `rst` for some cycles; clears the memory's queues and statistics (not its bytes) and starts time at 0."""
         self._reset(self._handle, cycles)
+
+    def sleep(self, enabled: bool) -> None:
+        """Whether units that ask for no clock rest (they do at first); it changes nothing but the speed."""
+        self._sleep(self._handle, enabled)
 
     def step(self, cycles: int) -> None:
         """Advances the clock."""
