@@ -221,6 +221,6 @@ class Fetch(wiring.Component):
         with m.If(error & ~stopped):
             m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(cause), self.error_pc.eq(self.pc)]
         m.d.comb += self.awake.eq(
-            ask | (self.request.valid & (self.request.ready | self.halt)) | self.beat_valid | decode | fsm.ongoing("CHECK") | taken
-            | (error & ~stopped) | Cat(q.awake for q in queues.values()).any())
+            ask | (self.request.valid & (self.request.ready | self.halt)) | self.beat_valid | decode | fsm.ongoing("CHECK")
+            | taken | (error & ~stopped) | Cat(q.awake for q in queues.values()).any())
         return m

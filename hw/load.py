@@ -278,6 +278,6 @@ class Load(wiring.Component):
             m.d.sync += [self.error_valid.eq(1), self.error_cause.eq(cause), self.error_pc.eq(Mux(at_back, back_pc, pc))]
         writing = Cat(self.act_we, self.res_we, self.wgt_we, self.prm_we).any()
         m.d.comb += self.awake.eq(
-            front.ongoing("RUN") | (self.take_valid & (self.take_ok | handed)) | active | self.beat_valid | writing | self.give_valid
-            | nest.busy | bursts.busy | (error & ~stopped))
+            front.ongoing("RUN") | (self.take_valid & (self.take_ok | handed)) | active | self.beat_valid | writing
+            | self.give_valid | nest.busy | bursts.busy | (error & ~stopped))
         return m

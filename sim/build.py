@@ -28,8 +28,9 @@ HERE = Path(__file__).parent
 PREFIX = "Vseriatim"
 AXI_BITS = (32, 64, 128, 256)
 
-VERILATOR_FLAGS = ("--cc", "--no-timing", "-O3", "-fno-table", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint",
-                   "-Wno-style", "--prefix", PREFIX)
+VERILATOR_FLAGS = ("--cc", "--no-timing", "-O3", "-fno-table", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal",
+                   "-Wno-lint", "-Wno-style", "--prefix", PREFIX)
+"""-fno-table: a table's index takes longer to put together than the logic that it replaces."""
 CXX_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-pthread", "-w", "-faligned-new", "-DVERILATOR=1",
              "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0",
              "-DVM_TRACE_SAIF=0", "-DVL_TIME_CONTEXT")
@@ -86,7 +87,8 @@ def jobs() -> int:
 def both_edges(verilog: str) -> str | None:
     """`verilog` with its registers taking both edges of their clocks, so that a simulated cycle is one eval instead of two.
 
-    None where an event is anything but a rising edge of `clk` or of a sleeping unit's `UNIT_clk`: then only the plain clock will do.
+    None where an event is anything but a rising edge of `clk` or of a sleeping unit's `UNIT_clk`: then only the plain clock
+    will do.
     """
     events = set(re.findall(r"@\s*\(([^)*]+)\)", verilog))
     if not all(re.fullmatch(r"posedge (\w+_)?clk", event) for event in events):

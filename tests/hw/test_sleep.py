@@ -1,4 +1,4 @@
-"""Units that sleep change nothing: the same programs, with every unit clocked in every cycle, take the same cycles to the same end."""
+"""Units that sleep change nothing: the same programs take the same cycles to the same end where every unit is always clocked."""
 
 import importlib.util
 from pathlib import Path
