@@ -93,7 +93,6 @@ public:
           reads_(params.outstanding), writes_(params.outstanding) {
         static_assert(sizeof(top_->m_axi_rdata) == kBytes, "m_axi_rdata is not AXI_BITS wide");
         static_assert(sizeof(top_->m_axi_wdata) == kBytes, "m_axi_wdata is not AXI_BITS wide");
-        rng_ = p_.seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull;
         settle_left_ = p_.settle_cycles;
         limited_read_ = p_.read_num != p_.read_den;
         limited_write_ = p_.write_num != p_.write_den;
@@ -113,6 +112,7 @@ public:
 #if BOTH_EDGES
         eval();
 #endif
+        rng_ = p_.seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull;
         read_head_ = read_count_ = read_beat_ = 0;
         aw_head_ = aw_tail_ = w_next_ = write_count_ = 0;
         rvalid_ = bvalid_ = false;

@@ -22,7 +22,8 @@ def verilog(config: Config, observe: bool = False) -> str:
     """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds).
     `observe`: with the ports that a trace is made of."""
     hw = Path(__file__).parent.parent / "hw"
-    sources = sorted([*hw.glob("*.py"), *Path(seriatim.__file__).parent.glob("*.py")])
+    contract = (path for path in Path(seriatim.__file__).parent.glob("*.py") if path.name != "cli.py")
+    sources = sorted([*hw.glob("*.py"), *contract])
     key = hashlib.sha256(json.dumps([asdict(config), observe]).encode() + version("amaranth").encode())
     for path in sources:
         key.update(path.read_bytes())
