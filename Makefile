@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml
 		"Python 3.11: install it, or name it with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "seriatim: error: could not make .venv;" \
 		"'$(PYTHON) -m venv' must work: install the venv package of your distribution" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,docs]'
 	@touch $@
 
 sim: $(STAMP) ## compile a network and run it on the simulated accelerator
@@ -66,9 +66,9 @@ types: $(STAMP) ## mypy (advice: never fails)
 bench: $(STAMP) ## measure the published figures
 	$(BIN)/seriatim bench $(ARGS)
 
-docs: $(STAMP) ## write the generated manual pages to build/docs
-	@mkdir -p build/docs
-	$(BIN)/seriatim manual --out build/docs
+docs: $(STAMP) ## the documentation as a site that needs no network: build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo build/docs/index.html
 
 clean: ## remove everything built (.venv stays)
 	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis

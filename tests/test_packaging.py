@@ -51,7 +51,7 @@ def test_every_data_file_is_packaged():
 
 
 def requirements() -> list[str]:
-    return PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["test"]
+    return sum(PROJECT["project"]["optional-dependencies"].values(), PROJECT["project"]["dependencies"])
 
 
 def test_dependencies_are_pinned_with_a_reason():
