@@ -56,15 +56,37 @@ def banner(config: Config, mark: str) -> str:
 
 def portable(text: str, name: str) -> str:
     """What yosys wrote, for any tool that reads SystemVerilog: `always_comb`, which simulators run at time 0 (`always @*` waits
-    for a change there, and a signal whose inputs never change stays unknown), no attributes, no wires of no bits, and module
-    names that need no escape."""
+    for a change there, and a signal whose inputs never change stays unknown) that assigns each signal once, no attributes, no
+    wires of no bits, and module names that need no escape."""
     text = re.sub(r"^ *\(\*.*?\*\)\n", "", text, flags=re.M)
     trigger = r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ "
     text = re.sub(rf"^ *(reg {trigger} = 0;|if \({trigger}\) begin end)\n", "", text, flags=re.M)
-    text = text.replace("always @*", "always_comb")
     text = re.sub(r"^ *(wire|reg) \[-1:0\] .*;\n", "", text, flags=re.M)
+    text = "".join(map(_assigned_once, re.split(r"^(?=module )", text, flags=re.M)))
     text = re.sub(rf"\\{name}((?:\.\w+)+) ", lambda match: name + match[1].replace(".", "_") + " ", text)
     return re.sub(rf"^module {name}\((.*?)\);", lambda match: _ports(name, match[1]), text, count=1, flags=re.M | re.S).lstrip()
+
+
+_NAME = r"(?:\\\S+ |[A-Za-z_$][\w$]*)"
+
+
+def _assigned_once(module: str) -> str:
+    """`module` with a variable of its own in each combinational block, from which the block's signal is assigned at the end.
+
+    yosys writes a default and then what overrides it. An event-driven simulator shows both to whoever reads the signal; where
+    signals of several modules follow each other's other bits, that wakes them in turns for ever, and time stands still.
+    """
+    def once(match: re.Match) -> str:
+        body = match[1]
+        signal = re.search(rf"^ +({_NAME}) *(?:\[[^\]]*\] *)?= ", body, re.M)[1]
+        if len(re.findall(rf"^ +{re.escape(signal)}(?![\w$])", body, re.M)) == 1:
+            return f"  always_comb begin\n{body}  end\n"
+        own = f"{signal.rstrip()}$comb" + " " * signal.endswith(" ")
+        body = re.sub(rf"(?<![\w$\\]){re.escape(signal)}(?![\w$])", lambda _: own, body)
+        kind = re.search(rf"^  reg ((?:signed )?(?:\[\d+:0\] )?){re.escape(signal)}(?![\w$])", module, re.M)[1]
+        return f"  reg {kind}{own};\n  always_comb begin\n{body}    {signal} = {own};\n  end\n"
+
+    return re.sub(r"^  always @\* begin\n(.*?)^  end\n", once, module, flags=re.M | re.S)
 
 
 def _ports(name: str, listed: str) -> str:

@@ -67,6 +67,16 @@ def test_verilog_says_what_it_is_and_reads_well(folder):
     assert ports[:3] == ["clk", "rst", "irq"] and len(ports) == 3 + 17 + 25 and len(set(ports)) == len(ports)
 
 
+def test_a_combinational_block_shows_its_signal_one_value():
+    """Icarus shows a default and what overrides it one after the other; across modules that never ended (in a real layer)."""
+    block = ("module a(b);\n  reg [3:0] \\s$1  = 4'h0;\n  always @* begin\n    \\s$1  = 4'h0;\n"
+             "    if (b) begin\n      \\s$1 [0] = 1'h1;\n    end\n  end\nendmodule\n")
+    text = emit.portable(block, "top")
+    assert "reg [3:0] \\s$1$comb ;" in text
+    body = text.split("always_comb")[1]
+    assert body.count("\\s$1 ") == 1 and "    \\s$1  = \\s$1$comb ;\n  end" in body
+
+
 @pytest.mark.parametrize("compiler", (["gcc", "-std=c99"], ["g++", "-std=c++98"], ["g++", "-std=c++20"]), ids=" ".join)
 def test_header_and_driver_compile(folder, tmp_path, compiler):
     """The header alone, twice over; then the bare-metal driver with it."""
