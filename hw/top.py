@@ -54,7 +54,7 @@ class Seriatim(wiring.Component):
         start, halt = Signal(), Signal()
         running = Signal()
         put, domain = self.sleep.put, self.sleep.domain
-        restart = ResetInserter(start)
+        restart = ResetInserter(dict.fromkeys(("sync", domain("patch")), start))  # the patch builder is a part of load
         registers = Registers(c)
         m.submodules.registers = put("registers", registers)
         m.submodules.reader = reader = axi.Reader(c)

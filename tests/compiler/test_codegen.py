@@ -181,6 +181,7 @@ def layers(draw):
     fmt = draw(formats(8 if kind == "image" else 9, ("uint",) if kind == "image" else ("uint", "int", "bipolar")))
     x = net.input((batch, channels, *size), str(fmt), "image" if kind == "image" else "planes")
     if kind == "max":
+        assume(np.prod(kernel) * -(-channels // config.k) * fmt.bits <= config.act_words)  # refused: see docs/limits.md
         out = ir.Tensor("out", (batch, channels, *ir.window_shape(size, kernel, stride, padding, dilation)), fmt)
         net.layers.append(ir.MaxPool("layer", x, kernel, stride, padding, dilation, out))
         return config, net.region()
