@@ -9,6 +9,7 @@ largest logit, W_q. |W_c - W_q| vanishes with tau (see `gap_bound`).
 import torch
 from torch import nn
 
+from seriatim.algo.quantisers.base import WeightQuantiser
 from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
 
@@ -101,7 +102,7 @@ def gap_bound(logits: torch.Tensor, bits: int, tau: float) -> torch.Tensor:
     return spread * (2**bits - 1) * torch.exp(-(top.values[..., 0] - top.values[..., 1]) / tau)
 
 
-class SLBWeight(nn.Module):
+class SLBWeight(WeightQuantiser):
     """The SLB weight of one layer.
 
     One bit keeps the single logit d = A_1 - A_0 (W_c = tanh(d / (2 tau))), more bits keep all
@@ -159,7 +160,7 @@ class SLBWeight(nn.Module):
         return torch.full((self.logits.shape[0],), 1 / (2**self.bits - 1), dtype=torch.float64)
 
 
-class UniformWeight(nn.Module):
+class UniformWeight(WeightQuantiser):
     """Uniform int(bits) weights, one scale for each output channel, straight-through gradient.
 
     What `quant=slb` uses for 5 to 8 bits, where searching 2^b levels is too costly.

@@ -6,7 +6,7 @@ from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
 
 
-@pytest.mark.parametrize("text", ["uint8", "uint8z3", "int4", "bipolar1", "log4r2", "log4r1s", "uint16"])
+@pytest.mark.parametrize("text", ["uint8", "uint8z3", "int4", "bipolar1", "log4r2", "log4r1s", "log4r2k3", "log5r8k7s", "uint16"])
 def test_text_and_back(text):
     assert str(Format.parse(text)) == text
 
@@ -28,7 +28,8 @@ def test_values(text, codes, values):
     (lambda: Format.parse("uint2z4"), "zero point 4"), (lambda: Format(Kind.INT, 4, zero=1), "only uint"),
     (lambda: Format(Kind.LOG, 4, residues=3), "3 residue"), (lambda: Format(Kind.CODEBOOK, 2, table=(1, 2)), "2 entries"),
     (lambda: Format.parse("uint8z3").top(4), "zero point"), (lambda: Format.parse("int4").top(5), "5 top planes"),
-    (lambda: Format.parse("log4r1").value(1), "linear"),
+    (lambda: Format.parse("log4r1").value(1), "linear"), (lambda: Format(Kind.INT, 4, step=2), "step 2 on int: only log"),
+    (lambda: Format(Kind.LOG, 4, step=0), "step 0"),
 ])
 def test_bad_formats(make, message):
     with pytest.raises(ConfigError, match=message):
@@ -38,3 +39,17 @@ def test_bad_formats(make, message):
 def test_top_planes():
     assert Format.parse("uint8z16").top(4) == Format.parse("uint4z1")
     assert Format.parse("int8").top(3) == Format.parse("int3")
+
+
+@pytest.mark.parametrize("text, values", [
+    ("uint2z1", [-1, 0, 1, 2]), ("int2", [0, 1, -2, -1]), ("bipolar2", [-3, -1, 1, 3]), ("log2r1", [0, 1, 2, 4]),
+    ("log2r1k2", [0, 1, 4, 16]), ("log3r1s", [0, 1, 2, 4, 0, -1, -2, -4]),
+    ("log3r2", [0, 16384, 23170, 32768, 46340, 65536, 92680, 131072]), ("log2r2k3", [0, 16384, 46340, 131072]),
+])
+def test_values_of_all_codes(text, values):
+    """16384 = 2^14 and 23170 = round(2^14.5)."""
+    assert list(Format.parse(text).values) == values
+
+
+def test_a_codebooks_values_are_its_table():
+    assert Format(Kind.CODEBOOK, 2, table=(-7, -2, 2, 7)).values == (-7, -2, 2, 7)

@@ -1,0 +1,256 @@
+"""The interface of all quantisers, and the one way from integer codes to real values.
+
+A quantiser's real values are exactly `scale * format.values[code]`, in float64: its forward pass
+returns them (cast to the dtype of its input), with the gradient of a surrogate that each paper
+defines. So the integer form needs no conversion and cannot differ from what was trained.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seriatim.errors import ConfigError
+from seriatim.formats import Format, Kind
+
+TABLE_BITS = 15
+"""Magnitude bits of the largest entry of a codebook."""
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, surrogate, quantised):
+        return quantised
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def straight(surrogate: Tensor, quantised: Tensor) -> Tensor:
+    """`quantised`, bit for bit, with the gradient of `surrogate` (of the same shape)."""
+    return _Straight.apply(surrogate, quantised)
+
+
+def round_half_up(x: Tensor) -> Tensor:
+    return torch.floor(x + 0.5)
+
+
+def encode(integers: Tensor, form: Format) -> Tensor:
+    """Codes (int32) of integer values in a linear format: the inverse of `decode`."""
+    if form.kind is Kind.BIPOLAR:
+        return (integers.int() + 2**form.bits - 1) // 2
+    return integers.int() + form.zero
+
+
+def decode(codes: Tensor, forms: tuple[Format, ...]) -> Tensor:
+    """Integer values (int64) of codes in one format, or one for each output channel (first axis)."""
+    if len(forms) == 1 and forms[0].linear:
+        return forms[0].value(codes.long())
+    table = torch.tensor([form.values for form in forms], dtype=torch.int64, device=codes.device)
+    if len(forms) == 1:
+        return table[0][codes.long()]
+    return table.gather(1, codes.flatten(1).long()).view(codes.shape)
+
+
+def levels_format(levels: list[int]) -> Format:
+    """The narrowest format for these ascending integer levels: uint, bipolar or int where it has just
+    these values (int: without its lowest), else a codebook, its table padded with the last level."""
+    count = len(levels)
+    bits = max(1, (count - 1).bit_length())
+    if levels == list(range(2**bits)):
+        return Format(Kind.UINT, bits)
+    if levels == [2 * i - (2**bits - 1) for i in range(2**bits)]:
+        return Format(Kind.BIPOLAR, bits)
+    if levels == list(range(1 - 2 ** (bits - 1), 2 ** (bits - 1))):
+        return Format(Kind.INT, bits)
+    return Format(Kind.CODEBOOK, bits, table=tuple(levels) + (levels[-1],) * (2**bits - count))
+
+
+def table_unit(largest: float) -> float:
+    """2^-F with `largest` = R 2^-F, 2^14 <= R <= 2^15: the unit of a codebook's integers."""
+    if largest == 0:
+        return 1.0
+    return 2.0 ** (torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent.item() - TABLE_BITS)
+
+
+def check_bits(bits, lo: int, hi: int, what: str) -> None:
+    """Raises ConfigError unless `bits` is an int within lo..hi."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not lo <= bits <= hi:
+        raise ConfigError(f"{what} of {bits} bits: choose {lo}" + (f" to {hi}" if hi > lo else ""))
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raises ConfigError for NaN, infinity, integers or an empty tensor."""
+    if not tensor.is_floating_point():
+        raise ConfigError(f"{what} of type {tensor.dtype}: a quantiser takes floating point; convert with .float()")
+    if tensor.numel() == 0:
+        raise ConfigError(f"{what} of shape {tuple(tensor.shape)}: there is nothing to quantise; leave this layer out")
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        bad = int((~finite).sum())
+        raise ConfigError(
+            f"{what}: {bad} of {tensor.numel()} values are NaN or infinite; training has diverged, "
+            "go back to an earlier state with a lower learning rate"
+        )
+
+
+def check_weight(weight: Tensor, name: str) -> None:
+    """Raises ConfigError for fewer than two axes, and as `check_finite`."""
+    if weight.ndim < 2:
+        raise ConfigError(
+            f"{name}: weight of shape {tuple(weight.shape)}: it has output channels first and at least "
+            "one more axis; leave biases and norms out"
+        )
+    check_finite(weight, f"{name}: weight")
+
+
+class WeightQuantiser(nn.Module):
+    """A layer's weight, output channels first, and how it is quantised.
+
+    Attributes:
+        bits: of a code.
+        formats: one `Format` for the tensor, or one for each output channel.
+    """
+
+    bits: int
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        return (self.format,)
+
+    @property
+    def format(self) -> Format:
+        """The tensor's format.
+
+        Raises:
+            ConfigError: every output channel has its own (`formats`).
+        """
+        if len(self.formats) > 1:
+            raise ConfigError(
+                f"{type(self).__name__}: each output channel has its own {self.formats[0]}; read `formats`, "
+                "or share one table over the layer (channelwise=False)"
+            )
+        return self.formats[0]
+
+    def codes(self) -> Tensor:
+        """int32 codes in the weight's shape (`int` formats: signed)."""
+        return encode(self.integers(), self.format)
+
+    def integers(self) -> Tensor:
+        """Integer values of the codes."""
+        return decode(self.codes(), self.formats)
+
+    def scale(self) -> Tensor:
+        """(O,) float64, one for each output channel."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def real(self) -> Tensor:
+        """The quantised weight in float64: scale * integers."""
+        integers = self.integers()
+        return integers.double() * self.scale().view(-1, *(1,) * (integers.ndim - 1))
+
+    def after_step(self) -> None:
+        """What the paper does after the optimiser's step."""
+
+
+class MasterWeight(WeightQuantiser):
+    """Keeps a float master weight; the forward pass returns the quantised one.
+
+    Args:
+        weight: (O, ...) the float weight to start at, of two axes or more.
+
+    Raises:
+        ConfigError: bits outside `MIN_BITS`..`MAX_BITS`, or a weight of fewer axes, empty or not finite.
+    """
+
+    MIN_BITS, MAX_BITS = 1, 8
+
+    def __init__(self, weight: Tensor, bits: int):
+        super().__init__()
+        name = type(self).__name__
+        check_bits(bits, self.MIN_BITS, self.MAX_BITS, f"{name}: weights")
+        check_weight(weight, name)
+        self.bits = bits
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def master(self) -> Tensor:
+        """The float weight in float64, without gradient.
+
+        Raises:
+            ConfigError: it holds NaN or infinity.
+        """
+        check_finite(self.weight, f"{type(self).__name__}: weight")
+        return self.weight.detach().double()
+
+    def surrogate(self) -> Tensor:
+        """What the gradient is taken of: the master weight, straight through."""
+        return self.weight
+
+    def forward(self) -> Tensor:
+        return straight(self.surrogate(), self.real().to(self.weight.dtype))
+
+    def shared(self, scale) -> Tensor:
+        """(O,) float64 of one scale for the whole tensor."""
+        device = self.weight.device
+        return torch.as_tensor(scale, dtype=torch.float64, device=device).expand(self.weight.shape[0])
+
+
+class ActivationQuantiser(nn.Module):
+    """Quantises a layer's output, any shape; one scale for the tensor.
+
+    Attributes:
+        bits: of a code.
+        format: of the codes.
+
+    Raises:
+        ConfigError: bits outside `MIN_BITS`..`MAX_BITS`.
+    """
+
+    MIN_BITS, MAX_BITS = 1, 8
+    format: Format
+
+    def __init__(self, bits: int):
+        super().__init__()
+        check_bits(bits, self.MIN_BITS, self.MAX_BITS, f"{type(self).__name__}: activations")
+        self.bits = bits
+
+    def observe(self, y: Tensor) -> None:
+        """Called with every training batch before it is quantised."""
+
+    def encode(self, y: Tensor) -> Tensor:
+        """int32 codes of finite float64 values."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def codes(self, y: Tensor) -> Tensor:
+        """int32 codes of y.
+
+        Raises:
+            ConfigError: y is empty, no floating point, or holds NaN or infinity.
+        """
+        check_finite(y, f"{type(self).__name__}: activations")
+        return self.encode(y.double())
+
+    def scale(self) -> Tensor:
+        """0-dim float64."""
+        raise NotImplementedError
+
+    def surrogate(self, y: Tensor) -> Tensor:
+        """What the gradient is taken of."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def real(self, y: Tensor) -> Tensor:
+        """The quantised y in float64: scale * format.values[code]."""
+        return decode(self.codes(y), (self.format,)).double() * self.scale()
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The quantised y in its dtype.
+
+        Raises:
+            ConfigError: y is empty, no floating point, or holds NaN or infinity.
+        """
+        if self.training:
+            check_finite(y, f"{type(self).__name__}: activations")
+            self.observe(y.detach())
+        return straight(self.surrogate(y), self.real(y).to(y.dtype))
