@@ -146,9 +146,10 @@ def test_readme_names_every_verb_of_everyday_use():
     assert not [verb for verb in cli.VERBS if not re.search(rf"(seriatim|make) {verb}\b", text)]
 
 
-def test_code_of_the_extending_page_runs():
-    """Block by block, as a reader would; in a process of its own, since it adds a network to the table."""
-    blocks = re.findall(r"^```python\n(.*?)^```", text_of("extending.md"), re.M | re.S)
-    assert len(blocks) >= 5
+@pytest.mark.parametrize("page, least", [("extending.md", 5), ("training.md", 2)])
+def test_code_of_a_page_runs(page, least):
+    """Block by block, as a reader would; in a process of its own, since one page adds a network to the table."""
+    blocks = re.findall(r"^```python\n(.*?)^```", text_of(page), re.M | re.S)
+    assert len(blocks) >= least
     run = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

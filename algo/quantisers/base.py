@@ -149,6 +149,10 @@ class WeightQuantiser(nn.Module):
         integers = self.integers()
         return integers.double() * self.scale().view(-1, *(1,) * (integers.ndim - 1))
 
+    def inference(self) -> Tensor:
+        """The float64 weight that eval mode computes with."""
+        return self.real()
+
     def after_step(self) -> None:
         """What the paper does after the optimiser's step."""
 

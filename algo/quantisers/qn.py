@@ -146,6 +146,9 @@ class QNWeight(MasterWeight):
     def surrogate(self) -> Tensor:
         return self.sigmoids.soft(self.weight, self.temperature)
 
+    def inference(self) -> Tensor:
+        return self.real() if self.enabled else self.master()
+
     def forward(self) -> Tensor:
         if not self.enabled:
             return self.weight
@@ -201,3 +204,16 @@ def set_phase_(net: nn.Module, phase: Phase) -> None:
             module.enabled = phase is not Phase.ACTIVATIONS
         elif isinstance(module, QNActivation):
             module.enabled = phase is not Phase.WEIGHTS
+
+
+def set_temperature_(net: nn.Module, t: float) -> None:
+    """T of every QN quantiser in `net`.
+
+    Raises:
+        ConfigError: t not positive.
+    """
+    if not t > 0:
+        raise ConfigError(f"Quantization Networks: temperature {t}: it is positive and grows")
+    for module in net.modules():
+        if isinstance(module, QNWeight | QNActivation):
+            module.temperature = t

@@ -37,21 +37,23 @@ def _calibrated(bits: int, signed: bool = False) -> ScaledActivation:
 
 @dataclass(frozen=True)
 class Method:
-    """One published method. `weight(weight, bits, **options)`, `activation(bits, **options)`: None where it has no such half."""
+    """One published method. `weight(weight, bits, **options)`, `activation(bits, **options)`: None where it has no such half.
+    `normalised`: its weights forget the scale of the float weight, which something behind them must bring back."""
 
     source: str
     weight: Callable[..., WeightQuantiser] | None = None
     activation: Callable[..., ActivationQuantiser] | None = None
+    normalised: bool = False
 
 
 METHODS = {
-    "slb": Method("Yang et al., NeurIPS 2020", _slb, ScaledActivation),
+    "slb": Method("Yang et al., NeurIPS 2020", _slb, ScaledActivation, normalised=True),
     "logquant": Method("Miyashita et al., 2016", LogQuantWeight, LogQuantActivation),
     "weq": Method("Park et al., CVPR 2017", WEQWeight, WEQActivation),
     "qn": Method("Yang et al., CVPR 2019", QNWeight, QNActivation),
-    "binaryconnect": Method("Courbariaux et al., NeurIPS 2015", BinaryConnectWeight),
+    "binaryconnect": Method("Courbariaux et al., NeurIPS 2015", BinaryConnectWeight, normalised=True),
     "xnor": Method("Rastegari et al., ECCV 2016", XNORWeight, SignActivation),
-    "dorefa": Method("Zhou et al., 2016", DoReFaWeight, DoReFaActivation),
+    "dorefa": Method("Zhou et al., 2016", DoReFaWeight, DoReFaActivation, normalised=True),
     "lqnet": Method("Zhang et al., ECCV 2018", LQNetWeight, LQNetActivation),
     "pact": Method("Choi et al., 2018", None, PACTActivation),
     "lsq": Method("Esser et al., ICLR 2020", LSQWeight, ScaledActivation),

@@ -9,7 +9,16 @@ import torch
 
 from seriatim.algo.quantisers import lqnet
 from seriatim.algo.quantisers.logarithm import LogQuantActivation, LogQuantWeight, power
-from seriatim.algo.quantisers.qn import Phase, QNActivation, QNWeight, Sigmoids, midpoints, set_phase_, temperature
+from seriatim.algo.quantisers.qn import (
+    Phase,
+    QNActivation,
+    QNWeight,
+    Sigmoids,
+    midpoints,
+    set_phase_,
+    set_temperature_,
+    temperature,
+)
 from seriatim.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -226,6 +235,10 @@ def test_phases_and_temperature():
         assert torch.equal(net[0](), net[0].weight) is not weights
         assert torch.equal(net[1](y), y) is not activations
     assert [temperature(e) for e in range(3)] == [10, 20, 30]
+    set_temperature_(net, 40)
+    assert net[0].temperature == net[1].temperature == 40
+    with pytest.raises(ConfigError, match="temperature 0"):
+        set_temperature_(net, 0)
 
 
 @pytest.mark.parametrize("levels, centred", [([1, 2], True), ([-1, -1, 1, 1], True), ([1, 2], False), ([0], False)])
