@@ -87,11 +87,11 @@ def jobs() -> int:
 def both_edges(verilog: str) -> str | None:
     """`verilog` with its registers taking both edges of their clocks, so that a simulated cycle is one eval instead of two.
 
-    None where an event is anything but a rising edge of `clk` or of a sleeping unit's `UNIT_clk`: then only the plain clock
-    will do.
+    None where an event is anything but a rising edge of `clk`, or of the `UNIT_clk` of a unit that sleeps and so has a port
+    `clk_UNIT`: then only the plain clock will do.
     """
-    events = set(re.findall(r"@\s*\(([^)*]+)\)", verilog))
-    if not all(re.fullmatch(r"posedge (\w+_)?clk", event) for event in events):
+    clocks = ["clk", *(f"{unit}_clk" for unit in re.findall(r"^\s*input clk_(\w+);", verilog, re.M))]
+    if not {f"posedge {clock}" for clock in clocks}.issuperset(re.findall(r"@\s*\(([^)*]+)\)", verilog)):
         return None
     return re.sub(r"@\(posedge (\w+)\)", r"@(edge \1)", verilog)
 
