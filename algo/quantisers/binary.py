@@ -14,18 +14,10 @@ def sign(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1, -1).int()
 
 
-class BinaryConnectWeight(MasterWeight):
-    """+-1 by the sign, straight-through gradient; the optimiser's step is followed by a clip to [-1, 1].
-
-    Courbariaux et al., "BinaryConnect", NeurIPS 2015, section 2. `stochastic` draws +1 with probability
-    clip((w + 1) / 2, 0, 1) in training, from torch's global generator; the integers are deterministic.
-    """
+class SignWeight(MasterWeight):
+    """Weights that are the signs of their master copy."""
 
     MAX_BITS = 1
-
-    def __init__(self, weight: Tensor, bits: int = 1, stochastic: bool = False):
-        super().__init__(weight, bits)
-        self.stochastic = stochastic
 
     @property
     def format(self) -> Format:
@@ -34,6 +26,18 @@ class BinaryConnectWeight(MasterWeight):
     @torch.no_grad()
     def integers(self) -> Tensor:
         return sign(self.master())
+
+
+class BinaryConnectWeight(SignWeight):
+    """+-1 by the sign, straight-through gradient; the optimiser's step is followed by a clip to [-1, 1].
+
+    Courbariaux et al., "BinaryConnect", NeurIPS 2015, section 2. `stochastic` draws +1 with probability
+    clip((w + 1) / 2, 0, 1) in training, from torch's global generator; the integers are deterministic.
+    """
+
+    def __init__(self, weight: Tensor, bits: int = 1, stochastic: bool = False):
+        super().__init__(weight, bits)
+        self.stochastic = stochastic
 
     def scale(self) -> Tensor:
         return self.shared(1.0)
@@ -50,22 +54,12 @@ class BinaryConnectWeight(MasterWeight):
         self.weight.clamp_(-1, 1)
 
 
-class XNORWeight(MasterWeight):
+class XNORWeight(SignWeight):
     """alpha sign(w), alpha = mean |w| of the output channel.
 
     Rastegari et al., "XNOR-Net", ECCV 2016, sections 3.1 and 3.2; the gradient is the paper's,
     dC/dw = dC/dw~ (1/n + alpha [|w| < 1]) with n weights in a channel.
     """
-
-    MAX_BITS = 1
-
-    @property
-    def format(self) -> Format:
-        return BIPOLAR1
-
-    @torch.no_grad()
-    def integers(self) -> Tensor:
-        return sign(self.master())
 
     def scale(self) -> Tensor:
         return self.master().flatten(1).abs().mean(1)
