@@ -31,19 +31,28 @@ LONGEST = 300
 def begin(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     """`seriatim` with a cache of its own, in `folder`."""
     variables = dict(os.environ, SERIATIM_CACHE=str(folder / "cache"), PYTHONUNBUFFERED="1") | environment
-    return subprocess.Popen([sys.executable, "-m", "seriatim.cli", *arguments], cwd=folder, env=variables, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return piped([sys.executable, "-m", "seriatim.cli", *arguments], folder, variables)
+
+
+def piped(command: list[str], folder: Path, environment: dict) -> subprocess.Popen:
+    """Unbuffered: `communicate` does not see what a buffer of the pipe holds."""
+    return subprocess.Popen(command, cwd=folder, env=environment, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def until(process: subprocess.Popen, text: str) -> str:
     """What the process prints, up to `text` or its end."""
-    seen = ""
-    while text not in seen:
+    seen = b""
+    while text.encode() not in seen:
         letter = process.stdout.read(1)
         if not letter:
             break
         seen += letter
-    return seen
+    return seen.decode()
+
+
+def rest(process: subprocess.Popen) -> str:
+    """What the process prints from now to its end."""
+    return process.communicate(timeout=LONGEST)[0].decode()
 
 
 def half_written(folder: Path) -> list[Path]:
@@ -57,7 +66,7 @@ def interrupt(folder: Path, session: str, text: str, wait: float, number: signal
     assert text in out, out
     time.sleep(wait)
     process.send_signal(number)
-    out += process.communicate(timeout=LONGEST)[0]
+    out += rest(process)
     assert "Traceback" not in out and "Exception ignored" not in out, out
     assert not half_written(folder), out
     if process.returncode == 0 and "report: " in out:
@@ -68,7 +77,7 @@ def interrupt(folder: Path, session: str, text: str, wait: float, number: signal
 
 def finishes(folder: Path, session: str):
     process = begin(folder, *SIM, "--session", session)
-    out = process.communicate(timeout=LONGEST)[0]
+    out = rest(process)
     assert process.returncode == 0 and "bit-exact: every element" in out, out
     assert not half_written(folder)
 
@@ -80,10 +89,7 @@ def stops_at(moments, tmp_path, request, session: str, seed: int):
     came = [interrupt(tmp_path, session, text, rng.uniform(0, MOMENTS[text]), rng.choice([signal.SIGINT, signal.SIGTERM]))
             for text in moments]
     assert sum(came) >= len(came) // 2, "the signals came too late"
-    process = begin(tmp_path, *SIM, "--session", session)
-    out = process.communicate(timeout=LONGEST)[0]
-    assert process.returncode == 0 and "bit-exact: every element" in out, out
-    assert not half_written(tmp_path)
+    finishes(tmp_path, session)
 
 
 @pytest.mark.unit
@@ -127,8 +133,7 @@ sys.exit(cli.main())
 def maker(folder: Path, seconds: float) -> subprocess.Popen:
     script = MAKER.format(seconds=seconds, tag=folder)
     environment = dict(os.environ, SERIATIM_CACHE=str(folder / "cache"))
-    return subprocess.Popen([sys.executable, "-c", script], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
+    return piped([sys.executable, "-c", script], folder, environment)
 
 
 def tools(folder: Path) -> list[str]:
@@ -149,7 +154,7 @@ def test_a_stopped_build_ends_its_tools_and_leaves_nothing(tmp_path, number):
     process = maker(tmp_path, 5 if number is signal.SIGKILL else 60)
     until(process, "making")
     process.send_signal(number)
-    out = process.communicate(timeout=LONGEST)[0]
+    out = rest(process)
     things = tmp_path / "cache" / "things"
     if number is signal.SIGKILL:  # nobody is left to clean up
         assert process.returncode == -number and half_written(tmp_path)
@@ -158,14 +163,14 @@ def test_a_stopped_build_ends_its_tools_and_leaves_nothing(tmp_path, number):
         assert not tools(tmp_path) and not half_written(tmp_path)
     assert not (things / "abc").exists()
     (things / ".other.123").mkdir()  # of another maker that is gone
-    out = maker(tmp_path, 0).communicate(timeout=LONGEST)[0]
+    out = rest(maker(tmp_path, 0))
     assert out.endswith("whole\n") and not half_written(tmp_path), out
 
 
 @pytest.mark.unit
 def test_several_makers_at_once(tmp_path):
     processes = [maker(tmp_path, 2) for _ in range(3)]
-    printed = [process.communicate(timeout=LONGEST)[0] for process in processes]
+    printed = [rest(process) for process in processes]
     assert all(out.endswith("whole\n") for out in printed), printed
     assert (tmp_path / "makers").read_text() == "one ", "one process made it"
     assert sum("waiting for another process, which is building a thing" in out for out in printed) <= 2
@@ -176,7 +181,7 @@ def test_several_makers_at_once(tmp_path):
 def test_two_trainings_at_once(tmp_path):
     """Of the same net: one process trains, both have it, and reports and artefacts of both are whole."""
     processes = [begin(tmp_path, *SIM, "--session", "isa", "--out", str(tmp_path / "out")) for _ in range(2)]
-    printed = [process.communicate(timeout=LONGEST)[0] for process in processes]
+    printed = [rest(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert sum("training briefly" in out for out in printed) == 1, printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html", "artefact.zip"}
@@ -189,7 +194,7 @@ def test_two_trainings_at_once(tmp_path):
 @pytest.mark.slow
 def test_two_builds_at_once(tmp_path):
     processes = [begin(tmp_path, *SIM, "--session", "rtl") for _ in range(2)]
-    printed = [process.communicate(timeout=LONGEST)[0] for process in processes]
+    printed = [rest(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert sum(out.count("seriatim: building the simulator of") for out in printed) == 1, printed
     assert not half_written(tmp_path)
