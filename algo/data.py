@@ -7,11 +7,14 @@ malformed file is a DataError that says what was found, what the format asks for
 import gzip
 import pickle
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from seriatim.algo.images import batches, resize
 from seriatim.errors import ConfigError, DataError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -31,6 +34,18 @@ class Images:
 
     def __len__(self):
         return len(self.images)
+
+    def at(self, size: int) -> "Images":
+        """The same, scaled to `size` x `size` (`images.resize`)."""
+        return replace(self, images=resize(self.images, size))
+
+    def part(self, index: np.ndarray) -> "Images":
+        """Those images alone, in that order."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def batches(self, batch: int, **kw) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """See `images.batches`."""
+        return batches(self.images, self.labels, batch, **kw)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -179,8 +194,6 @@ def image_folder(folder: Path, size: int) -> Images:
         DataError: no folder, no class folders, no images, or an image that cannot be read.
     """
     from PIL import Image, UnidentifiedImageError
-
-    from seriatim.algo.images import resize
 
     folder = Path(folder)
     classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []

@@ -10,15 +10,17 @@ from torch import nn
 from seriatim.algo.acts import Codes
 from seriatim.algo.layers import IMAGE, SLB, GlobalPool, Layer, MaxPool
 from seriatim.algo.slb import SLBWeight
+from seriatim.algo.tasks import Classification
 from seriatim.errors import ConfigError
 
 
 class Net(nn.Module):
-    """Base: `channels` and `image_size` of its data, `quantisation` once it is low-bit."""
+    """Base: `channels` and `image_size` of its data, the `task` it is trained for, `quantisation` once it is low-bit."""
 
     name = ""
     channels = 3
     image_size = 32
+    task = Classification()
     quantisation: SLB | None = None
 
     def graph(self, x):

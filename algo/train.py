@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from seriatim.algo import schedule
 from seriatim.algo.data import Images
-from seriatim.algo.images import batches, resize
 from seriatim.algo.nets import Net, set_hard, set_temperature
 from seriatim.errors import CheckpointError, ConfigError
 from seriatim.sim import files
@@ -117,12 +115,12 @@ def fit(
     if path is not None and path.exists():
         history = _resume(net, optimizer, recipe, path)
         log(f"{path}: goes on after epoch {len(history)} of {recipe.epochs}")
-    scaled = {}
+    scaled, at = None, None
     for epoch in range(len(history), recipe.stop or recipe.epochs):
         size = recipe.size_of(epoch)
-        if size not in scaled:
-            scaled = {size: resize(data.images, size)}
-        record = _epoch(net, optimizer, scaled[size], data.labels, recipe, epoch, progress)
+        if at != size:
+            scaled, at = data.at(size), size
+        record = _epoch(net, optimizer, scaled, size, recipe, epoch, progress)
         if test is not None:
             record["test"] = accuracy(net, test, size)
         history.append(record)
@@ -136,22 +134,21 @@ def fit(
     return history
 
 
-def _epoch(net, optimizer, images, labels, recipe, epoch, progress) -> dict:
+def _epoch(net, optimizer, data, size, recipe, epoch, progress) -> dict:
     net.train()
-    count = min(recipe.images or len(images), len(images))
+    count = min(recipe.images or len(data), len(data))
     steps = max(count // recipe.batch, 1)
     total = steps * recipe.epochs
     seed = recipe.seed * 100003 + epoch
-    shift = round(recipe.shift * images.shape[-1] / 32)
-    feed = batches(
-        images, labels, recipe.batch, channels=net.channels, seed=seed, shift=shift,
-        flip=recipe.flip, count=count,
-    )  # fmt: skip
+    shift = round(recipe.shift * size / 32)
+    feed = data.batches(
+        recipe.batch, channels=net.channels, seed=seed, shift=shift, flip=recipe.flip, count=count
+    )
     if progress:
         from tqdm import tqdm
 
         feed = tqdm(feed, f"epoch {epoch + 1}/{recipe.epochs}", steps, leave=False)
-    start, loss_sum, right, seen, tau = time.time(), 0.0, 0, 0, 0.0
+    start, loss_sum, metric, seen, tau = time.time(), 0.0, 0.0, 0, 0.0
     for index, (x, y) in enumerate(feed):
         step = epoch * steps + index
         share = schedule.RATES[recipe.schedule](step, total)
@@ -161,16 +158,16 @@ def _epoch(net, optimizer, images, labels, recipe, epoch, progress) -> dict:
             falling = share if step > 0 and _decays(recipe, step, total) else 1.0
             tau = schedule.temperature(recipe.tau_schedule, step, total, falling, *recipe.tau)
             set_temperature(net, tau)
-        logits = net(x)
-        loss = F.cross_entropy(logits, y)
+        output = net(x)
+        loss = net.task.loss(output, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         loss_sum += loss.item() * len(y)
-        right += int((logits.argmax(1) == y).sum())
+        metric += net.task.measure(output, y) * len(y)
         seen += len(y)
-    record = {"epoch": epoch + 1, "size": images.shape[-1], "loss": loss_sum / seen}
-    record |= {"train": right / seen, "seconds": round(time.time() - start, 1)}
+    record = {"epoch": epoch + 1, "size": size, "loss": loss_sum / seen}
+    record |= {"train": metric / seen, "seconds": round(time.time() - start, 1)}
     return record | ({"tau": tau} if net.quantisation is not None else {})
 
 
@@ -220,10 +217,9 @@ def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 
         norm.reset_running_stats()
         norm.momentum = None
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]
-    images = resize(data.images[chosen], size)
     training = net.training
     net.train()
-    for x, _ in batches(images, data.labels[chosen], 256, channels=net.channels):
+    for x, _ in data.part(chosen).at(size).batches(256, channels=net.channels):
         if len(x) > 1:
             net(x)
     net.train(training)
@@ -233,15 +229,14 @@ def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 
 
 @torch.no_grad()
 def accuracy(net, data: Images, size: int, batch: int = 250) -> float:
-    """Share of right answers of anything that maps float codes to logits, in eval mode."""
+    """The metric of the net's task (a classifier's share of right answers) on `data`, in eval mode."""
     training = net.training
     net.eval()
-    right = 0
-    images = resize(data.images, size)
-    for x, y in batches(images, data.labels, batch, channels=net.channels):
-        right += int((net(x).argmax(1) == y).sum())
+    total = 0.0
+    for x, y in data.at(size).batches(batch, channels=net.channels):
+        total += net.task.measure(net(x), y) * len(y)
     net.train(training)
-    return right / len(data)
+    return total / len(data)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -1,0 +1,23 @@
+"""What a net is trained for: the loss of a batch, and the figure that says how good the answers are.
+
+`train.fit` knows nothing else of it: the data give batches of (codes, targets), the net's `task` judges what comes out.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Classification:
+    """Logits (N, classes) against labels (N,): cross-entropy; the share of right answers, 0..1."""
+
+    metric = "accuracy"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Scalar to be minimised, the mean over the batch."""
+        return F.cross_entropy(output, target)
+
+    @torch.no_grad()
+    def measure(self, output: Tensor, target: Tensor) -> float:
+        """The metric, its mean over the batch."""
+        return float((output.argmax(1) == target).double().mean())
