@@ -27,11 +27,34 @@ class Codes(NamedTuple):
         drop = self.format.bits - bits
         if drop <= 0:
             return self.tensor
-        scaled = self.tensor * 2.0**-drop
-        return scaled + (torch.floor(scaled) - scaled).detach()
+        return _Floor.apply(self.tensor, drop)
 
     def real(self) -> torch.Tensor:
         return self.tensor * self.scale
+
+
+CHUNK = 65536
+"""Elements for each thread of a CPU that go through all steps of quantising at a time, so that they stay in its cache."""
+
+
+class _Floor(torch.autograd.Function):
+    """floor(2^-drop x), straight through."""
+
+    @staticmethod
+    def forward(ctx, x, drop):
+        ctx.drop = drop
+        return torch.mul(x, 2.0**-drop).floor_()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2.0**-ctx.drop, None
+
+
+def _chunks(*tensors: torch.Tensor):
+    """Matching flat pieces of dense tensors of one layout."""
+    count = tensors[0].numel()
+    size = CHUNK * torch.get_num_threads() if tensors[0].device.type == "cpu" else max(count, 1)
+    return zip(*(t.as_strided((count,), (1,), t.storage_offset()).split(size) for t in tensors))
 
 
 class _Quantise(torch.autograd.Function):
@@ -40,8 +63,12 @@ class _Quantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, log_scale, lo, hi):
         scale = log_scale.exp()
-        ratio = y / scale
-        code = torch.floor(ratio + 0.5).clamp_(lo, hi)
+        ratio = torch.empty_like(y)  # dense, whatever y is
+        code = torch.empty_like(ratio)
+        y = y if y.stride() == ratio.stride() else ratio.copy_(y)
+        for source, quotient, rounded in _chunks(y, ratio, code):
+            torch.div(source, scale, out=quotient)
+            torch.add(quotient, 0.5, out=rounded).floor_().clamp_(lo, hi)
         ctx.save_for_backward(ratio, code, scale)
         ctx.range = lo, hi
         return code
@@ -50,15 +77,19 @@ class _Quantise(torch.autograd.Function):
     def backward(ctx, grad):
         ratio, code, scale = ctx.saved_tensors
         lo, hi = ctx.range
-        inside = (ratio > lo - 0.5) & (ratio < hi + 0.5)
-        masked = grad * inside
+        grad = grad if grad.stride() == ratio.stride() else torch.empty_like(ratio).copy_(grad)
+        inner, steps = torch.empty_like(ratio), None
         # d code / d log s is -ratio inside by the straight-through rule. The network sees
         # code * s, whose own factor s adds `code`: LSQ's  code - ratio  inside, the bound outside.
-        steps = None
-        if ctx.needs_input_grad[1]:
-            steps = (grad * code).sum() - (masked * ratio).sum()
+        for g, r, c, masked in _chunks(grad, ratio, code, inner):
+            torch.ops.aten.hardtanh_backward.grad_input(g, r, lo - 0.5, hi + 0.5, grad_input=masked)
+            if ctx.needs_input_grad[1]:
+                found = torch.dot(g, c) - torch.dot(masked, r)
+                steps = found if steps is None else steps + found
+            masked.div_(scale)
+        if steps is not None:
             steps = steps / (grad.numel() * hi) ** 0.5
-        return masked / scale, steps, None, None
+        return inner, steps, None, None
 
 
 class Activation(nn.Module):
