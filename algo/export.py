@@ -10,13 +10,17 @@ from torch import Tensor, nn
 import seriatim.algo.ops  # noqa: F401  registers the operators
 from seriatim.algo.acts import Codes
 from seriatim.algo.fold import Folded, Proof, Tail, fold, prove, refine
-from seriatim.algo.layers import GlobalPool, Layer, MaxPool
+from seriatim.algo.layers import IMAGE, AveragePool, Layer, MaxPool
 from seriatim.errors import ConfigError
 
 LOGIT_UNIT = 2.0**-16
 """Real value of one unit of the int32 logits."""
 
 LOGIT_RANGE = -(2**31), 2**31 - 1
+"""Codes of logits: int32 words."""
+
+OUTPUT_UNIT = {"classifier": LOGIT_UNIT, "image": 1 / 255}
+"""By role of the layer that gives the output: real value of one unit of it."""
 
 
 @dataclass(frozen=True)
@@ -59,55 +63,56 @@ class _Requantised(nn.Module):
 class IntegerConv(_Requantised):
     """qconv2d, then requant or requant_add."""
 
-    def __init__(self, info, tail, folded, weight: Tensor, stride: int, padding: int):
+    def __init__(self, info, tail, folded, weight: Tensor, layer: Layer):
         super().__init__(info, tail, folded)
         self.register_buffer("w", weight)
-        self.stride, self.padding = [stride] * 2, [padding] * 4
+        self.window = list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        acc = torch.ops.seriatim.qconv2d(
-            x, self.w, self.stride, self.padding, [1, 1], 1, self.info.x_format, self.info.w_format
-        )
+        acc = torch.ops.seriatim.qconv2d(x, self.w, *self.window, self.info.x_format, self.info.w_format)
         return self.requant(acc, residual)
 
 
 class IntegerSum(_Requantised):
-    """qsumpool2d over the whole map, then requant."""
+    """qsumpool2d, then requant."""
+
+    def __init__(self, info, tail, folded, kernel, stride, padding):
+        super().__init__(info, tail, folded)
+        self.window = list(kernel), list(stride), list(padding) * 2
 
     def forward(self, x: Tensor) -> Tensor:
-        size = list(self.info.in_shape[1:])
-        acc = torch.ops.seriatim.qsumpool2d(x, size, size, [0] * 4, self.info.x_format)
-        return self.requant(acc)
+        return self.requant(torch.ops.seriatim.qsumpool2d(x, *self.window, self.info.x_format))
 
 
 class IntegerMaxPool(nn.Module):
     """qmaxpool2d."""
 
-    def __init__(self, info: LayerInfo, kernel: int, stride: int, padding: int):
+    def __init__(self, info: LayerInfo, pool: MaxPool):
         super().__init__()
         self.info = info
-        self.kernel, self.stride, self.padding = [kernel] * 2, [stride] * 2, [padding] * 4
+        self.window = list(pool.kernel), list(pool.stride), list(pool.padding) * 2, [1, 1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.seriatim.qmaxpool2d(
-            x, self.kernel, self.stride, self.padding, [1, 1], self.info.x_format, self.info.name
-        )
+        return torch.ops.seriatim.qmaxpool2d(x, *self.window, self.info.x_format, self.info.name)
 
 
 class IntegerNetwork(nn.Module):
-    """int32 image codes (N, channels, H, W), 0..255, to int32 logits (N, classes, 1, 1).
+    """int32 image codes (N, channels, H, W), 0..255, to int32 logits (N, classes, 1, 1), or to image codes.
 
     Attributes:
-        net_name, channels, image_size: of the net; the image size is fixed by the export.
+        net_name, channels: of the net.
+        image_size: H and W, fixed by the export: one number where they are equal.
         layers: `LayerInfo` of every layer, in order of execution.
-        logit_unit: real value of one unit of the logits.
+        unit: real value of one unit of the output.
     """
 
-    def __init__(self, body: nn.Module, layers: list[LayerInfo], image_size: int):
+    def __init__(self, body: nn.Module, layers: list[LayerInfo], image_size: tuple[int, int], unit: float):
         super().__init__()
         self.body = body
         self.net_name, self.channels = body.name, body.channels
-        self.layers, self.image_size, self.logit_unit = layers, image_size, LOGIT_UNIT
+        height, width = image_size
+        self.image_size = height if height == width else image_size
+        self.layers, self.unit = layers, unit
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,26 +160,30 @@ def _double(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _trace(net, image_size: int) -> dict[str, tuple]:
+def _trace(net, image_size: tuple[int, int]) -> dict[str, tuple]:
     """{name: (args, result)} of each layer on one black image: formats, scales and shapes."""
     calls, hooks = {}, []
     for name, module in net.named_modules():
-        if isinstance(module, Layer | MaxPool | GlobalPool):
+        if isinstance(module, Layer | MaxPool | AveragePool):
 
             def keep(module, args, result, name=name):
                 calls[name] = args, result
 
             hooks.append(module.register_forward_hook(keep))
-    image = torch.zeros(1, net.channels, image_size, image_size, dtype=torch.float64)
+    said = "x".join(map(str, image_size))
+    usual = f"its usual size is {net.image_size}"
     try:
-        net.simulate(image)
+        result = net.graph(Codes(torch.zeros(1, net.channels, *image_size).double(), torch.tensor(1 / 255).double(), IMAGE))
     except RuntimeError as error:
+        raise ConfigError(f"image size {said}: {net.name} cannot take it ({error}); {usual}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    *_, (name, _) = calls.items()
+    if net.get_submodule(name).role == "classifier" and result.shape[2:] != (1, 1):
         raise ConfigError(
-            f"image size {image_size}: {net.name} cannot take it ({error}); its usual size is "
-            f"{net.image_size}"
-        ) from error
-    for hook in hooks:
-        hook.remove()
+            f"image size {said}: {net.name} would give logits at {result.shape[2]}x{result.shape[3]} places; {usual}"
+        )
     return calls
 
 
@@ -189,48 +198,56 @@ def _conv(name: str, layer: Layer, x: Codes, residual: Codes | None, out) -> Int
     bound = _array(integers.abs().flatten(1).sum(1)) * max(abs(read.min_value), read.max_value)
     w_scale = _array(layer.quantiser.scale())
     if layer.bn is None:
-        unit = float(x.scale) * 2.0 ** max(drop, 0) * float(layer.log_alpha.exp())
-        scale, offset = unit * w_scale / LOGIT_UNIT, _array(layer.bias) / LOGIT_UNIT
-        (lo, hi), out_format, shape = LOGIT_RANGE, "int32", tuple(out.shape[1:])
+        slope = float(x.scale) * 2.0 ** max(drop, 0) * _array(layer.log_alpha.exp())
+        shifted = _array(layer.bias)
     else:
         slope = _array(layer.bn.weight) / np.sqrt(_array(layer.bn.running_var) + layer.bn.eps)
         shifted = _array(layer.bn.bias) - slope * _array(layer.bn.running_mean)
-        scale, offset = slope * w_scale / float(out.scale), shifted / float(out.scale)
+    if layer.gives_output:
+        unit, tensor = OUTPUT_UNIT[layer.role], out
+        (lo, hi), out_format = (LOGIT_RANGE, "int32") if layer.role == "classifier" else ((IMAGE.lo, IMAGE.hi), str(IMAGE))
+    else:
+        unit, tensor = float(out.scale), out.tensor
         lo, hi, out_format = out.format.lo, out.format.hi, str(out.format)
-        shape = tuple(out.tensor.shape[1:])
+    scale, offset = slope * w_scale / unit, shifted / unit
     extra, residual_format = {}, ""
     if residual is not None:
         form = residual.format
-        extra["residual"] = float(residual.scale) / float(out.scale)
+        extra["residual"] = float(residual.scale) / unit
         extra["residuals"] = form.value(np.arange(form.lo, form.hi + 1, dtype=np.int64))
         residual_format = str(form)
     tail = Tail(scale, offset, bound, lo, hi, **extra)
     folded = fold(tail, name)
     info = LayerInfo(
-        name, "conv", f"{x.format}:{read}", out_format, tuple(x.tensor.shape[1:]), shape,
+        name, "conv", f"{x.format}:{read}", out_format, tuple(x.tensor.shape[1:]), tuple(tensor.shape[1:]),
         str(layer.quantiser.format), residual_format, folded.shift,
     )  # fmt: skip
-    return IntegerConv(info, tail, folded, integers, layer.stride, layer.padding)
+    return IntegerConv(info, tail, folded, integers, layer)
 
 
-def _sum(name: str, x: Codes, out: Codes) -> IntegerSum:
-    channels, height, width = x.tensor.shape[1:]
-    scale = np.full(channels, float(x.scale) / float(out.scale) / (height * width))
-    bound = np.full(channels, float(height * width * x.format.max_value))
+def _sum(name: str, pool: AveragePool, x: Codes, out: Codes) -> IntegerSum:
+    channels, *size = x.tensor.shape[1:]
+    kernel, stride = pool.kernel or size, pool.stride or size
+    area = kernel[0] * kernel[1]
+    scale = np.full(channels, float(x.scale) / float(out.scale) / area)
+    bound = np.full(channels, float(area * max(abs(x.format.min_value), x.format.max_value)))
     tail = Tail(scale, np.zeros(channels), bound, out.format.lo, out.format.hi)
     folded = fold(tail, name)
     shapes = tuple(x.tensor.shape[1:]), tuple(out.tensor.shape[1:])
     info = LayerInfo(name, "sumpool", str(x.format), str(out.format), *shapes, shift=folded.shift)
-    return IntegerSum(info, tail, folded)
+    return IntegerSum(info, tail, folded, kernel, stride, pool.padding)
 
 
 @torch.no_grad()
-def export_integer(net, image_size: int | None = None, *, exact: bool = False) -> IntegerNetwork:
+def export_integer(
+    net, image_size: int | tuple[int, int] | None = None, *, exact: bool = False
+) -> IntegerNetwork:
     """The integer network of a trained low-bit net for images of `image_size`.
 
     One checkpoint serves every size: only the global average's multiplier depends on it.
 
     Args:
+        image_size: the edge of square images, or (H, W).
         exact: also move each channel's b to where every threshold agrees with the trained
             function (`fold.refine`; seconds for ResNet-18). The result does not depend on the
             machine either way.
@@ -242,6 +259,7 @@ def export_integer(net, image_size: int | None = None, *, exact: bool = False) -
     if net.quantisation is None:
         raise ConfigError(f"{net.name} is a float net: call quantize_ and train it before the export")
     image_size = image_size or net.image_size
+    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     twin = _double(net)
     calls = _trace(twin, image_size)
     body, layers = twin, []
@@ -249,16 +267,16 @@ def export_integer(net, image_size: int | None = None, *, exact: bool = False) -
         module, x = twin.get_submodule(name), args[0]
         if isinstance(module, Layer):
             new = _conv(name, module, x, args[1] if len(args) > 1 else None, out)
-        elif isinstance(module, GlobalPool):
-            new = _sum(name, x, out)
+        elif isinstance(module, AveragePool):
+            new = _sum(name, module, x, out)
         else:
             shapes = tuple(x.tensor.shape[1:]), tuple(out.tensor.shape[1:])
             info = LayerInfo(name, "maxpool", str(x.format), str(out.format), *shapes)
-            new = IntegerMaxPool(info, module.kernel, module.stride, module.padding)
+            new = IntegerMaxPool(info, module)
         layers.append(new.info)
         parent, _, child = name.rpartition(".")
         setattr(body.get_submodule(parent), child, new)
-    network = IntegerNetwork(body, layers, image_size)
+    network = IntegerNetwork(body, layers, image_size, OUTPUT_UNIT[module.role])
     if exact:
         for layer in network.tails():
             layer.folded = refine(layer.tail, layer.folded)
@@ -279,7 +297,7 @@ def agreement(net, network: IntegerNetwork, images: Tensor) -> dict[str, float]:
     in the layers behind it. Logits count as equal within one unit.
     """
     twin = _double(net)
-    kinds = (Layer, MaxPool, GlobalPool)
+    kinds = (Layer, MaxPool, AveragePool)
     floats = _outputs(
         twin, lambda: twin.simulate(images.double()), lambda m: isinstance(m, kinds)
     )
@@ -288,8 +306,10 @@ def agreement(net, network: IntegerNetwork, images: Tensor) -> dict[str, float]:
         other = floats[name]
         if isinstance(other, Codes):
             equal = codes == other.tensor
+        elif twin.get_submodule(name).role == "image":
+            equal = codes == (other / network.unit + 0.5).floor().clamp(IMAGE.lo, IMAGE.hi)
         else:
-            equal = (codes - other / network.logit_unit).abs() <= 1
+            equal = (codes - other / network.unit).abs() <= 1
         shares[name] = float(equal.double().mean())
     return shares
 

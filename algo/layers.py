@@ -21,6 +21,10 @@ IMAGE = Format(Kind.UINT, 8)
 
 SIGNED_BITS = 8
 STREAM_BITS = 8
+OUTPUTS = ("classifier", "image")
+"""Roles of layers that give a net's output."""
+
+ROLES = ("stem", "body", *OUTPUTS)
 
 
 @dataclass(frozen=True)
@@ -62,29 +66,66 @@ class SLB:
         return UniformWeight(shape, bits, start)
 
 
+def _pair(value, what: str, least: int) -> tuple[int, int]:
+    """`value` for rows and columns: one number for both, or a pair."""
+    found = (value, value) if isinstance(value, int) else tuple(value)
+    if len(found) != 2 or not all(isinstance(n, int) and n >= least for n in found):
+        raise ConfigError(f"{what} {value!r}: give a whole number of at least {least}, or a pair for rows and columns")
+    return found
+
+
+def _border(value) -> tuple[int, int, int, int]:
+    """`value` as (top, left, bottom, right): one number, a pair for rows and columns, or all four."""
+    if not isinstance(value, int) and len(value) == 4 and all(isinstance(n, int) and n >= 0 for n in value):
+        return tuple(value)
+    return _pair(value, "padding", 0) * 2
+
+
+def _padded(x: torch.Tensor, padding: tuple[int, int, int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """`x`, and the padding on both sides that is still to be done: all of it where opposite sides agree."""
+    top, left, bottom, right = padding
+    if (top, left) == (bottom, right):
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+
 class Layer(nn.Module):
     """conv -> batch norm or bias -> (+ residual) -> (ReLU) -> quantiser.
 
     Args:
-        cin, cout: channels.
-        kernel, stride, padding: square, or a pair for the kernel.
-        relu: False for a residual branch and the classifier.
+        cin, cout: channels. A fully connected layer is one whose kernel covers the map.
+        kernel, stride, dilation: a number, or a pair for rows and columns.
+        padding: also (top, left, bottom, right). Its value is 0.
+        groups: of channels that are convolved apart; `cin` of them make a depthwise convolution.
+        bn: False for a bias instead of batch norm (a low-bit layer then learns a factor for each channel).
+        relu: False for a residual branch and for what gives the net's output.
         wide: the output feeds a residual add: stored with at least 8 bits.
-        role: "stem" (reads the image), "body" or "classifier" (bias, no batch norm, real logits).
+        role: "stem" (reads the image), "body", "classifier" (bias, real logits) or "image" (bias, a residual: real pixels, in
+            units of 1/255 as the codes 0..255 that the integer network gives).
+
+    Raises:
+        ConfigError: shapes, groups or a role that do not exist.
     """
 
-    def __init__(self, cin, cout, kernel, stride=1, padding=0, *, relu=True, wide=False, role="body"):
+    def __init__(self, cin, cout, kernel, stride=1, padding=0, *, dilation=1, groups=1, bn=True, relu=True, wide=False,
+                 role="body"):  # fmt: skip
         super().__init__()
-        kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-        self.shape, self.stride, self.padding = (cout, cin, *kernel), stride, padding
-        self.relu, self.wide, self.role = relu, wide, role
+        self.stride, self.dilation = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1)
+        self.padding, self.groups = _border(padding), groups
+        if min(cin, cout, groups) < 1 or cin % groups or cout % groups:
+            raise ConfigError(f"{cin} to {cout} channels in {groups} groups: both must be multiples of the groups")
+        if role not in ROLES:
+            raise ConfigError(f"role {role!r}: choose one of {', '.join(ROLES)}")
+        self.shape = (cout, cin // groups, *_pair(kernel, "kernel", 1))
+        self.gives_output = role in OUTPUTS
+        self.relu, self.wide, self.role = relu and not self.gives_output, wide, role
         weight = nn.init.kaiming_normal_(torch.empty(self.shape), mode="fan_out")
-        classifier = role == "classifier"
-        if classifier:
+        if role == "classifier":
             weight.normal_(0, 0.01)
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-        self.bn = None if classifier else nn.BatchNorm2d(cout)
-        self.bias = nn.Parameter(torch.zeros(cout)) if classifier else None
+        bn = bn and not self.gives_output
+        self.bn = nn.BatchNorm2d(cout) if bn else None
+        self.bias = None if bn else nn.Parameter(torch.zeros(cout))
         self.quantiser, self.act, self.log_alpha, self.read_bits = None, None, None, None
 
     def quantize_(self, config: SLB) -> None:
@@ -92,29 +133,31 @@ class Layer(nn.Module):
         start, self.weight = self.weight, None
         self.quantiser = config.weight(self, start)
         self.read_bits = IMAGE.bits if self.role == "stem" else config.act_bits
-        if self.role == "classifier":
+        if self.bn is None:
             with torch.no_grad():
-                fit = self.quantiser()
-                ratio = (start * fit).sum() / fit.square().sum()
+                fit, channels = self.quantiser(), (1, 2, 3) if self.role != "classifier" else (0, 1, 2, 3)
+                ratio = (start * fit).sum(channels) / fit.square().sum(channels).clamp_min(1e-12)
             self.log_alpha = nn.Parameter(ratio.clamp_min(1e-4).log())
-        elif self.relu:
+        if self.gives_output:
+            return
+        if self.relu:
             stored = max(config.act_bits, STREAM_BITS) if self.wide else config.act_bits
             self.act = Activation(stored, learned=config.learned_scales)
         else:
             self.act = Activation(SIGNED_BITS, signed=True, learned=config.learned_scales)
 
     def forward(self, x, residual=None):
-        """Float tensors in a float net; Codes in, Codes (the classifier: logits) out otherwise."""
+        """Float tensors in a float net; Codes in, Codes (where it gives the net's output: reals) out otherwise."""
         quantised = self.quantiser is not None
         weight = self.quantiser() if quantised else self.weight
-        codes = x.read(self.read_bits) if quantised else x
-        y = F.conv2d(codes, weight, None, self.stride, self.padding)
+        codes, padding = _padded(x.read(self.read_bits) if quantised else x, self.padding)
+        y = F.conv2d(codes, weight, None, self.stride, padding, self.dilation, self.groups)
         if self.bn is not None:
             y = self.bn(y)
         else:
             if quantised:
                 unit = x.scale * 2.0 ** (x.format.bits - self.read_bits) * self.log_alpha.exp()
-                y = y * unit
+                y = y * unit.reshape(-1, 1, 1)
             y = y + self.bias.view(-1, 1, 1)
         if residual is not None:
             y = y + (residual.real() if quantised else residual)
@@ -124,11 +167,17 @@ class Layer(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Maximum over windows, of codes as of reals: rounding is monotone, so the two agree."""
+    """Maximum over windows, of codes as of reals: rounding is monotone, so the two agree.
 
-    def __init__(self, kernel, stride, padding=0):
+    Args:
+        kernel, stride, padding: a number, or a pair for rows and columns.
+    """
+
+    def __init__(self, kernel, stride=None, padding=0):
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.kernel = _pair(kernel, "kernel", 1)
+        self.stride = self.kernel if stride is None else _pair(stride, "stride", 1)
+        self.padding = _pair(padding, "padding", 0)
 
     def forward(self, x):
         if isinstance(x, Codes):
@@ -136,17 +185,34 @@ class MaxPool(nn.Module):
         return F.max_pool2d(x, self.kernel, self.stride, self.padding)
 
 
-class GlobalPool(nn.Module):
-    """Mean over the whole map; quantised again, to what the classifier reads."""
+class AveragePool(nn.Module):
+    """Mean over windows, zeros of the padding counted too; quantised again, to what its readers take.
 
-    def __init__(self):
+    Args:
+        kernel, stride, padding: a number, or a pair for rows and columns; no kernel: the whole map.
+    """
+
+    def __init__(self, kernel=None, stride=None, padding=0):
         super().__init__()
+        self.kernel = None if kernel is None else _pair(kernel, "kernel", 1)
+        self.stride = self.kernel if stride is None else _pair(stride, "stride", 1)
+        self.padding = _pair(padding, "padding", 0)
         self.act = None
 
     def quantize_(self, config: SLB) -> None:
         self.act = Activation(config.act_bits, learned=config.learned_scales)
 
     def forward(self, x):
-        if self.act is None:
-            return x.mean((2, 3), keepdim=True)
-        return self.act(x.real().mean((2, 3), keepdim=True))
+        y = x if self.act is None else x.real()
+        if self.kernel is None:
+            y = y.mean((2, 3), keepdim=True)
+        else:
+            y = F.avg_pool2d(y, self.kernel, self.stride, self.padding)
+        return y if self.act is None else self.act(y)
+
+
+class Dropout(nn.Dropout):
+    """For the training of float nets: codes pass through, as everything does in eval mode."""
+
+    def forward(self, x):
+        return x if isinstance(x, Codes) else super().forward(x)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seriatim.algo.acts import Codes
-from seriatim.algo.layers import IMAGE, SLB, GlobalPool, Layer, MaxPool
+from seriatim.algo.layers import IMAGE, SLB, AveragePool, Layer, MaxPool
 from seriatim.algo.slb import SLBWeight
 from seriatim.algo.tasks import Classification
 from seriatim.errors import ConfigError
@@ -30,8 +30,12 @@ class Net(nn.Module):
     def simulate(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes) of the graph that is trained, in floating point."""
         if self.quantisation is None:
-            return self.graph(images / 255).flatten(1)
-        return self.graph(Codes(images, images.new_tensor(1 / 255), IMAGE)).flatten(1)
+            return self.answer(self.graph(images / 255))
+        return self.answer(self.graph(Codes(images, images.new_tensor(1 / 255), IMAGE)))
+
+    def answer(self, y: torch.Tensor) -> torch.Tensor:
+        """What the graph gives as the task takes it: logits (N, classes)."""
+        return y.flatten(1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Float images holding codes 0..255 (N, C, H, W) to logits (N, classes).
@@ -43,11 +47,11 @@ class Net(nn.Module):
             return self.simulate(images)
         from seriatim.algo.export import export_integer
 
-        network = self.__dict__.get("_integer")
-        if network is None or network.image_size != images.shape[-1]:
-            network = export_integer(self, images.shape[-1])
-            self.__dict__["_integer"] = network
-        return network(images.int()).flatten(1) * network.logit_unit
+        size, kept = tuple(images.shape[2:]), self.__dict__.get("_integer")
+        if kept is None or kept[0] != size:
+            kept = self.__dict__["_integer"] = size, export_integer(self, size)
+        network = kept[1]
+        return self.answer(network(images.int())) * network.unit
 
     def train(self, mode: bool = True):
         self.__dict__.pop("_integer", None)
@@ -87,7 +91,7 @@ class ResNet18(Net):
         self.layer2 = _stage(64, 128, 2, 2)
         self.layer3 = _stage(128, 256, 2, 2)
         self.layer4 = _stage(256, 512, 2, 2)
-        self.avgpool = GlobalPool()
+        self.avgpool = AveragePool()
         self.fc = Layer(512, classes, 1, relu=False, role="classifier")
 
     def graph(self, x):
@@ -107,7 +111,7 @@ class ResNet20(Net):
         self.layer1 = _stage(16, 16, 3, 1)
         self.layer2 = _stage(16, 32, 3, 2)
         self.layer3 = _stage(32, 64, 3, 2)
-        self.avgpool = GlobalPool()
+        self.avgpool = AveragePool()
         self.fc = Layer(64, classes, 1, relu=False, role="classifier")
 
     def graph(self, x):
@@ -124,7 +128,7 @@ class Digits(Net):
         self.conv1 = Layer(1, 16, 3, 1, 1, wide=True, role="stem")
         self.conv2 = Layer(16, 16, 3, 1, 1)
         self.conv3 = Layer(16, 16, 3, 1, 1, wide=True)
-        self.maxpool = MaxPool(2, 2)
+        self.maxpool = MaxPool(2)
         self.fc = Layer(16, classes, 4, relu=False, role="classifier")
 
     def graph(self, x):
@@ -155,7 +159,7 @@ def quantize_(net: Net, config: SLB) -> Net:
     if net.quantisation is not None:
         raise ConfigError(f"{net.name} is quantised already ({net.quantisation}): build a new net")
     for module in net.modules():
-        if isinstance(module, Layer | GlobalPool):
+        if isinstance(module, Layer | AveragePool):
             module.quantize_(config)
     net.quantisation = config
     return net

@@ -89,7 +89,7 @@ def test_every_channel_is_proven_after_refining(name, w, a):
 def test_eval_mode_is_the_integer_network():
     net, images = low_bit("digits", 1, 8)
     network = export_integer(net)
-    assert torch.equal(net(images), network(images.int()).flatten(1) * network.logit_unit)
+    assert torch.equal(net(images), network(images.int()).flatten(1) * network.unit)
     before = net(images)
     with torch.no_grad():
         net.fc.bias.add_(1.0)
