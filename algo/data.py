@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seriatim.algo.feed import Feed
 from seriatim.algo.images import batches, resize
+from seriatim.algo.recipes import Recipe
 from seriatim.errors import ConfigError, DataError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -42,6 +44,10 @@ class Images:
     def part(self, index: np.ndarray) -> "Images":
         """Those images alone, in that order."""
         return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def feed(self, recipe: Recipe, channels: int, device="cpu", rank: int = 0, world: int = 1) -> Feed:
+        """What a training by `recipe` reads: these images shuffled and augmented."""
+        return Feed(self.images, self.labels, recipe, channels, device, rank, world)
 
     def batches(self, batch: int, **kw) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """See `images.batches`."""

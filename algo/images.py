@@ -65,37 +65,10 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    batch: int,
-    *,
-    channels: int = 3,
-    seed: int | None = None,
-    shift: int = 0,
-    flip: bool = False,
-    count: int | None = None,
+    images: np.ndarray, labels: np.ndarray, batch: int, *, channels: int = 3
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of (float32 codes (N, channels, H, W) in channels_last memory, int64 labels).
-
-    With a `seed` the order is shuffled, the last partial batch is dropped, and images are moved
-    by up to `shift` pixels (zero border) and mirrored at random: all from that seed alone; `count`
-    takes only so many of the shuffled images. Without a seed, the images come in order and whole.
-    """
-    rng = None if seed is None else np.random.default_rng(seed)
-    order = np.arange(len(images)) if rng is None else rng.permutation(len(images))[:count]
-    end = len(order) if rng is None or len(order) < batch else len(order) // batch * batch
-    height, width = images.shape[2:]
-    for start in range(0, end, batch):
-        index = order[start : start + batch]
-        part = images[index]
-        if rng is not None and shift:
-            padded = np.pad(part, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
-            dy, dx = rng.integers(0, 2 * shift + 1, (2, len(index)))
-            part = windows[np.arange(len(index)), :, dy, dx]
-        if rng is not None and flip:
-            mirrored = rng.random(len(index)) < 0.5
-            part = np.where(mirrored[:, None, None, None], part[..., ::-1], part)
-        part = torch.from_numpy(np.ascontiguousarray(part)).float()
-        part = part.expand(-1, channels, -1, -1) if part.shape[1] == 1 else part
-        yield part.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels[index])
+    """Batches of (float32 codes (N, channels, H, W) in channels_last memory, int64 labels), in order, the last one shorter.
+    Trainings shuffle and augment: `feed.Feed`."""
+    for start in range(0, len(images), batch):
+        part = torch.from_numpy(np.ascontiguousarray(to_channels(images[start : start + batch], channels))).float()
+        yield part.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels[start : start + batch])

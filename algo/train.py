@@ -1,79 +1,43 @@
-"""The training loop: seeded, resumable after every epoch, the same for float and low-bit nets."""
+"""The training loop: seeded, resumable at any step, the same for float and low-bit nets."""
 
-import json
+import csv
+import io
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from seriatim.algo import schedule
+from seriatim.algo import recipes, schedule
 from seriatim.algo.data import Images
-from seriatim.algo.nets import Net, set_hard, set_temperature
+from seriatim.algo.nets import Net, set_hard, set_temperature, slb_weights
+from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError, ConfigError
 from seriatim.sim import files
 
+STATE_VERSION = 2
+SHARP = 0.1
+"""A weight whose W_c is further than this from its W_q has not decided yet."""
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a net is trained.
+class Run:
+    """Where and how a training runs; nothing here changes what is learned but the precision, by its rounding.
 
     Args:
-        sizes: ((image size, epochs), ...) in order: small images first are cheaper.
-        batch, rate, weight_decay, optimizer ("sgd" with momentum 0.9, or "adam"), schedule (of
-            the learning rate, `schedule.RATES`).
-        tau, tau_schedule: temperature from, to (see `schedule.temperature`).
-        shift, flip: augmentation: shift in pixels of a 32-pixel image, and mirroring.
-        calibration: images whose statistics replace those of batch norm at the end, with W_q.
-        stop: epochs that are really run of the schedule (another recipe goes on), or None.
-        images: how many of the training images one epoch takes (another draw each time), or None
-            for all: short epochs save the state more often.
-        seed: of the order, the augmentation and torch.
-
-    Raises:
-        ConfigError: an unknown optimizer or schedule, or no epochs.
+        device: "cpu", "cuda", "cuda:1", ...
+        save_seconds: seconds between two saved states within an epoch; one is saved after each epoch anyway.
+        progress: show a bar.
+        on_step: called after every step with the `Trainer`; what it raises ends the training.
     """
 
-    sizes: tuple[tuple[int, int], ...]
-    batch: int = 256
-    rate: float = 0.1
-    weight_decay: float = 5e-4
-    optimizer: str = "sgd"
-    schedule: str = "one-cycle"
-    tau: tuple[float, float] = (0.1, 0.003)
-    tau_schedule: str = "rate"
-    shift: int = 2
-    flip: bool = True
-    calibration: int = 8192
-    images: int | None = None
-    stop: int | None = None
-    seed: int = 1
-
-    def __post_init__(self):
-        if self.optimizer not in ("sgd", "adam"):
-            raise ConfigError(f"optimizer {self.optimizer!r}: choose sgd or adam")
-        if self.schedule not in schedule.RATES:
-            raise ConfigError(f"schedule {self.schedule!r}: choose {', '.join(schedule.RATES)}")
-        if self.schedule == "constant" and self.tau_schedule == "rate":
-            raise ConfigError(
-                "schedule constant with tau_schedule rate: the rate never decays, so the weights would "
-                "never sharpen; choose another of the two"
-            )
-        if self.epochs < 1:
-            raise ConfigError(f"{self.epochs} epochs: at least one is needed")
-
-    @property
-    def epochs(self) -> int:
-        return sum(epochs for _, epochs in self.sizes)
-
-    def size_of(self, epoch: int) -> int:
-        for size, epochs in self.sizes:
-            if epoch < epochs:
-                return size
-            epoch -= epochs
-        return self.sizes[-1][0]
+    device: str = "cpu"
+    save_seconds: float = 300.0
+    progress: bool = False
+    on_step: Callable[["Trainer"], None] | None = None
 
 
 def make_optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
@@ -94,115 +58,267 @@ def fit(
     *,
     test: Images | None = None,
     log: Callable[[str], None] = print,
-    progress: bool = False,
     last: bool = True,
+    run: Run = Run(),  # noqa: B008  frozen
 ) -> list[dict]:
     """Train `net` in place; returns one record for each epoch.
 
-    With a `path`, the state is saved there after every epoch and a run that finds one of the same
-    recipe goes on from it, to the same bits as a run without interruption on the same machine.
-    The last step of a low-bit net is the calibration of its batch norms with W_q; it is left hard
-    (not where another recipe follows: `last` False).
+    With a `path`, the state is saved there after every epoch and every `run.save_seconds`, and a run that finds one of the
+    same recipe goes on from it, to the same bits as a run without interruption on the same machine; the records lie beside
+    it as CSV. The last step of a low-bit net is the calibration of its batch norms with W_q; it is left hard (not where
+    another recipe follows: `last` False). With `test`, `recipe.evaluate` says how often it is measured on.
 
     Raises:
         CheckpointError: `path` holds another recipe's state or is damaged.
         ConfigError: images that do not fit the net.
     """
-    torch.manual_seed(recipe.seed)
-    set_hard(net, False)
-    optimizer = make_optimizer(net, recipe)
-    history: list[dict] = []
-    if path is not None and path.exists():
-        history = _resume(net, optimizer, recipe, path)
-        log(f"{path}: goes on after epoch {len(history)} of {recipe.epochs}")
-    scaled, at = None, None
-    for epoch in range(len(history), recipe.stop or recipe.epochs):
-        size = recipe.size_of(epoch)
-        if at != size:
-            scaled, at = data.at(size), size
-        record = _epoch(net, optimizer, scaled, size, recipe, epoch, progress)
-        if test is not None:
-            record["test"] = accuracy(net, test, size)
-        history.append(record)
-        log(" ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
-        if path is not None:
-            with files.replacing(path) as temporary:
-                torch.save(_state(net, optimizer, recipe, history), temporary)
+    trainer = Trainer(net, data, recipe, path, test=test, log=log, run=run)
+    trainer.train()
     if net.quantisation is not None and last:
         set_hard(net)
         calibrate(net, data, recipe.sizes[-1][0], recipe.calibration, recipe.seed)
-    return history
+    return trainer.history
 
 
-def _epoch(net, optimizer, data, size, recipe, epoch, progress) -> dict:
-    net.train()
-    count = min(recipe.images or len(data), len(data))
-    steps = max(count // recipe.batch, 1)
-    total = steps * recipe.epochs
-    seed = recipe.seed * 100003 + epoch
-    shift = round(recipe.shift * size / 32)
-    feed = data.batches(
-        recipe.batch, channels=net.channels, seed=seed, shift=shift, flip=recipe.flip, count=count
-    )
-    if progress:
+class Trainer:
+    """One stage of a training as it goes.
+
+    Attributes:
+        net, recipe, run, optimizer.
+        epoch, step: epochs completed, steps done in the one that runs.
+        tau: temperature of the last step (low-bit nets).
+        history: the records so far.
+    """
+
+    def __init__(self, net, data, recipe, path, *, test, log, run):
+        torch.manual_seed(recipe.seed)
+        self.device = torch.device(run.device)
+        net.to(self.device)
+        set_hard(net, False)
+        self.net, self.data, self.recipe, self.path, self.test, self.log, self.run = net, data, recipe, path, test, log, run
+        self.optimizer = make_optimizer(net, recipe)
+        self.history: list[dict] = []
+        self.epoch = self.step = 0
+        self.tau = recipe.tau[0]
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, metric, 1: each times the images
+        self.one = torch.ones((), dtype=torch.float64, device=self.device)
+        self.seconds = 0.0
+        if path is not None and path.exists():
+            self._restore(path)
+            log(f"{path}: goes on after epoch {self.epoch} of {recipe.epochs}, step {self.step}")
+
+    def train(self) -> None:
+        feed = size = None
+        for _ in range(self.epoch, self.recipe.stop or self.recipe.epochs):
+            if size != self.recipe.size_of(self.epoch):
+                size = self.recipe.size_of(self.epoch)
+                feed = self.data.at(size).feed(self.recipe, self.net.channels, self.device)
+            self._epoch(feed)
+            self._end(feed, size)
+
+    def _epoch(self, feed: Feed) -> None:
+        self.net.train()
+        total = feed.steps * self.recipe.epochs
+        bar = _Bar(self, feed) if self.run.progress else None
+        start = saved = time.monotonic()
+        earlier = self.seconds
+        for x, y in feed.epoch(self.epoch, self.step):
+            self._set(self.epoch * feed.steps + self.step, total)
+            output = self.net(x)
+            loss = self.net.task.loss(output, y)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            found = torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one))
+            self.sums += found * len(y)
+            self.step += 1
+            now = time.monotonic()
+            self.seconds = earlier + now - start
+            if now - saved >= self.run.save_seconds and self.step < feed.steps:
+                self._save()
+                saved = now
+            if bar is not None:
+                bar.show()
+            if self.run.on_step is not None:
+                self.run.on_step(self)
+        if bar is not None:
+            bar.close()
+
+    def _set(self, step: int, total: int) -> None:
+        """Learning rate and temperature of this step."""
+        recipe = self.recipe
+        rate = schedule.RATES[recipe.schedule]
+        share = rate(step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate * share
+        if self.net.quantisation is not None:
+            falling = share if step > 0 and share < rate(step - 1, total) else 1.0
+            self.tau = schedule.temperature(recipe.tau_schedule, step, total, falling, *recipe.tau)
+            set_temperature(self.net, self.tau)
+
+    def _end(self, feed: Feed, size: int) -> None:
+        """The record of a whole epoch, written and shown."""
+        loss, metric, seen = self.sums.tolist()
+        record = {"epoch": self.epoch + 1, "size": size, "loss": loss / seen, "train": metric / seen}
+        record["seconds"] = round(self.seconds, 1)
+        if self.net.quantisation is not None:
+            record |= {"tau": self.tau, "undecided": undecided(self.net)}
+        every, done = self.recipe.evaluate, self.epoch + 1
+        if self.test is not None and every and (done % every == 0 or done == self.recipe.epochs):
+            record |= self.measure(feed, size)
+        self.history.append(record)
+        self.epoch, self.step, self.seconds = done, 0, 0.0
+        self.sums.zero_()
+        self.log(" ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
+        if self.path is not None:
+            self._save()
+            files.write(self.path.with_suffix(".csv"), table(self.history))
+
+    def measure(self, feed: Feed, size: int) -> dict[str, float]:
+        """Held-out accuracy of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on
+        `recipe.calibration` // 4 training images, and the quantisation gap: the accuracy with W_c minus that.
+
+        Leaves the net as it was.
+        """
+        if self.net.quantisation is None:
+            return {"test": graph_accuracy(self.net, self.test, size)}
+        soft = graph_accuracy(self.net, self.test, size)
+        kept = {name: value.clone() for name, value in self.net.named_buffers()}
+        set_hard(self.net)
+        calibrate(self.net, self.data, size, self.recipe.calibration // 4, self.recipe.seed)
+        hard = graph_accuracy(self.net, self.test, size)
+        set_hard(self.net, False)
+        for name, value in self.net.named_buffers():
+            value.copy_(kept[name])
+        return {"test": hard, "gap": soft - hard}
+
+    def _identity(self) -> dict:
+        """What a state must agree in to go on from it."""
+        return {"net": self.net.name, "quantisation": repr(self.net.quantisation), "images": len(self.data), **asdict(self.recipe)}
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        state = {
+            "version": STATE_VERSION, "identity": self._identity(), "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "history": self.history, "epoch": self.epoch, "step": self.step,
+            "sums": self.sums, "seconds": self.seconds, "random": random_state(),
+        }  # fmt: skip
+        with files.replacing(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def _restore(self, path: Path) -> None:
+        state = read_state(path)
+        wanted, found = self._identity(), state["identity"]
+        differing = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
+        if differing:
+            has, asked = ({k: which.get(k) for k in differing} for which in (found, wanted))
+            raise CheckpointError(
+                f"{path}: holds a run of {has}, not of {asked}; name another file or delete this one"
+            )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
+        self.sums.copy_(state["sums"])
+        self.seconds = state["seconds"]
+        set_random_state(state["random"])
+
+
+def read_state(path: Path) -> dict:
+    """The state that a training left.
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind or version.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        version = state["version"]
+        if version == STATE_VERSION:
+            state["net"], state["optimizer"], state["identity"], state["random"]
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{path}: no state of a training ({type(error).__name__}: {error}); delete it to train from the start"
+        ) from error
+    if version != STATE_VERSION:
+        raise CheckpointError(
+            f"{path}: a state of version {version}, this program has {STATE_VERSION}; delete it to train from the start"
+        )
+    return state
+
+
+def random_state() -> dict:
+    """Generators of torch, NumPy and Python, as plain types and tensors."""
+    _, keys, *place = np.random.get_state()
+    state = {"torch": torch.get_rng_state(), "numpy": [torch.from_numpy(keys.astype(np.int64)), *place]}
+    version, words, following = random.getstate()
+    state["python"] = [version, list(words), following]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    keys, *place = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *place))
+    version, words, following = state["python"]
+    random.setstate((version, tuple(words), following))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def table(history: list[dict]) -> str:
+    """The records as CSV, a column for each field."""
+    names = list(dict.fromkeys(name for record in history for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+class _Bar:
+    """A progress bar over the whole stage: loss and accuracy of the epoch so far, temperature, gap, time left."""
+
+    SECONDS = 0.5
+
+    def __init__(self, trainer: Trainer, feed: Feed):
         from tqdm import tqdm
 
-        feed = tqdm(feed, f"epoch {epoch + 1}/{recipe.epochs}", steps, leave=False)
-    start, loss_sum, metric, seen, tau = time.time(), 0.0, 0.0, 0, 0.0
-    for index, (x, y) in enumerate(feed):
-        step = epoch * steps + index
-        share = schedule.RATES[recipe.schedule](step, total)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * share
-        if net.quantisation is not None:
-            falling = share if step > 0 and _decays(recipe, step, total) else 1.0
-            tau = schedule.temperature(recipe.tau_schedule, step, total, falling, *recipe.tau)
-            set_temperature(net, tau)
-        output = net(x)
-        loss = net.task.loss(output, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.item() * len(y)
-        metric += net.task.measure(output, y) * len(y)
-        seen += len(y)
-    record = {"epoch": epoch + 1, "size": size, "loss": loss_sum / seen}
-    record |= {"train": metric / seen, "seconds": round(time.time() - start, 1)}
-    return record | ({"tau": tau} if net.quantisation is not None else {})
+        self.trainer, self.shown = trainer, 0.0
+        epochs = trainer.recipe.epochs
+        self.bar = tqdm(
+            desc=f"epoch {trainer.epoch + 1}/{epochs}", total=feed.steps * epochs, unit="step", leave=False,
+            initial=trainer.epoch * feed.steps + trainer.step,
+        )  # fmt: skip
+
+    def show(self) -> None:
+        self.bar.update()
+        now = time.monotonic()
+        if now - self.shown < self.SECONDS:
+            return
+        self.shown = now
+        loss, metric, seen = self.trainer.sums.tolist()
+        values = {"loss": f"{loss / seen:.3f}", "train": f"{metric / seen:.4g}"}
+        if self.trainer.net.quantisation is not None:
+            values["tau"] = f"{self.trainer.tau:.3g}"
+        last = self.trainer.history[-1] if self.trainer.history else {}
+        values |= {name: f"{last[name]:.1%}" for name in ("undecided", "gap", "test") if name in last}
+        self.bar.set_postfix(values, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
-def _decays(recipe: Recipe, step: int, total: int) -> bool:
-    rate = schedule.RATES[recipe.schedule]
-    return rate(step, total) < rate(step - 1, total)
-
-
-def _state(net, optimizer, recipe, history) -> dict:
-    return {
-        "net": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "recipe": repr(recipe),
-        "name": net.name,
-        "quantisation": repr(net.quantisation),
-        "history": history,
-        "torch": torch.get_rng_state(),
-    }
-
-
-def _resume(net, optimizer, recipe, path) -> list[dict]:
-    try:
-        state = torch.load(path, weights_only=True)
-        found = state["name"], state["quantisation"], state["recipe"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path}: {error}; delete it to train from the start") from error
-    wanted = net.name, repr(net.quantisation), repr(recipe)
-    if found != wanted:
-        raise CheckpointError(
-            f"{path}: holds a run of {found}, not of {wanted}; name another file or delete this one"
-        )
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["torch"])
-    return state["history"]
+@torch.no_grad()
+def undecided(net: Net) -> float:
+    """Share of the SLB weights whose W_c is further than SHARP from W_q."""
+    open_, total = 0, 0
+    for module in slb_weights(net):
+        gap = module() - module.integers() / (2**module.bits - 1)
+        open_ += int((gap.abs() > SHARP).sum())
+        total += gap.numel()
+    return open_ / max(total, 1)
 
 
 @torch.no_grad()
@@ -217,73 +333,70 @@ def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 
         norm.reset_running_stats()
         norm.momentum = None
     chosen = np.random.default_rng(seed).permutation(len(data))[:count]
-    training = net.training
+    training, device = net.training, next(net.parameters()).device
     net.train()
     for x, _ in data.part(chosen).at(size).batches(256, channels=net.channels):
         if len(x) > 1:
-            net(x)
+            net(x.to(device))
     net.train(training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
-@torch.no_grad()
 def accuracy(net, data: Images, size: int, batch: int = 250) -> float:
     """The metric of the net's task (a classifier's share of right answers) on `data`, in eval mode."""
-    training = net.training
+    return _measured(net, net, data, size, batch)
+
+
+def graph_accuracy(net: Net, data: Images, size: int, batch: int = 250) -> float:
+    """`accuracy` of the graph that is trained, with batch norm's running statistics: no integer network."""
+    return _measured(net, net.simulate, data, size, batch)
+
+
+@torch.no_grad()
+def _measured(net: Net, run: Callable, data: Images, size: int, batch: int) -> float:
+    training, device = net.training, next(net.parameters()).device
     net.eval()
     total = 0.0
     for x, y in data.at(size).batches(batch, channels=net.channels):
-        total += net.task.measure(net(x), y) * len(y)
+        total += float(net.task.measure(run(x.to(device)), y.to(device))) * len(y)
     net.train(training)
     return total / len(data)
 
 
-def read_recipe(path: Path) -> Recipe:
-    """A recipe from a JSON file of `Recipe`'s fields; `sizes` is [[image size, epochs], ...].
-
-    Raises:
-        ConfigError: unreadable, or not such fields.
-    """
-    try:
-        fields = json.loads(Path(path).read_text())
-        fields["sizes"] = tuple((int(size), int(epochs)) for size, epochs in fields["sizes"])
-        if "tau" in fields:
-            fields["tau"] = tuple(fields["tau"])
-        return Recipe(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"recipe {path}: {error}; it is a JSON object of Recipe's fields, with at least "
-            '"sizes": [[image size, epochs], ...]'
-        ) from error
-
-
 def main(args) -> int:
     """`seriatim train`: the whole recipe for one net, resumable; prints where the result lies."""
-    from seriatim.algo import recipes, trained
+    from seriatim.algo import trained
 
-    config = trained.check(args.net, args.quant, args.w, args.a, args.first_last)
-    wanted = getattr(args, "recipe", None)
-    stages = (read_recipe(wanted),) if wanted else recipes.SLB[args.net]
-    if args.seed:
-        stages = tuple(replace(stage, seed=args.seed) for stage in stages)
-    image, epochs = args.image, args.epochs
-    size = image or stages[-1].sizes[-1][0]
-    if epochs is not None:
-        stages = (replace(stages[0], sizes=((size, epochs),), stop=None),)
-    elif image:
-        sizes = (*stages[-1].sizes[:-1], (size, stages[-1].sizes[-1][1]))
-        stages = (*stages[:-1], replace(stages[-1], sizes=sizes))
-    torch.set_num_threads(getattr(args, "threads", None) or torch.get_num_threads())
-    folder = getattr(args, "data", None)
+    if args.list_recipes:
+        return list_recipes()
+    quantised = args.quant != "float"
+    plan = recipes.load(args.recipe) if args.recipe else recipes.default(args.net, quantised)
+    plan = plan.changed(epochs=args.epochs, image=args.image, seed=args.seed)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     metadata = trained.produce(
-        args.net, args.quant, config.weight_bits, config.act_bits, config.first_last,
-        out=Path(args.out) if args.out else None, stages=stages,
-        dataset=getattr(args, "dataset", None), data_folder=Path(folder) if folder else None,
-        reference=getattr(args, "reference", False), command=command_of(args),
+        args.net, args.quant, args.w, args.a, args.first_last, plan=plan, start=args.start and Path(args.start),
+        out=args.out and Path(args.out), dataset=args.dataset, data_folder=args.data and Path(args.data),
+        reference=args.reference, command=command_of(args),
+        run=Run(args.device, args.save_seconds, progress=not args.quiet),
     )  # fmt: skip
-    print(f"{metadata.net} W{metadata.w}A{metadata.a}: {metadata.accuracy:.2%} of "
-          f"{metadata.test_images} held-out images, integer network")  # fmt: skip
+    what = f"{metadata.net} W{metadata.w}A{metadata.a}" if quantised else f"{metadata.net} float"
+    print(f"{what}: {metadata.accuracy:.2%} of {metadata.test_images} held-out images"
+          + (", integer network" if quantised else ""))  # fmt: skip
+    return 0
+
+
+def list_recipes() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    listing = Table(box=None, pad_edge=False)
+    for column in ("recipe", "net", "data", "epochs", "what"):
+        listing.add_column(column, no_wrap=column != "what")
+    for plan in recipes.packaged():
+        epochs = sum(stage.stop or stage.epochs for stage in plan.stages)
+        listing.add_row(plan.name, plan.net, plan.dataset, str(epochs), plan.description)
+    Console().print(listing)
     return 0
 
 

@@ -18,9 +18,10 @@ from seriatim.algo.export import IntegerNetwork, export_integer
 from seriatim.algo.images import resize, to_channels
 from seriatim.algo.layers import SLB
 from seriatim.algo.nets import NETS, Net, build, quantize_
+from seriatim.algo.recipes import Plan, Recipe
 from seriatim.algo.slb import SLBWeight, logits_for
-from seriatim.algo.train import Recipe, accuracy, fit
-from seriatim.errors import ConfigError, DataError
+from seriatim.algo.train import Run, accuracy, fit
+from seriatim.errors import CheckpointError, ConfigError, DataError
 from seriatim.sim import files
 
 HERE = Path(__file__).parent
@@ -84,11 +85,58 @@ def write_samples(path: Path = SAMPLES, count: int = 256) -> None:
     )
 
 
-def train_float(net: str, recipe: Recipe, train: Images, path: Path, log=print, **kw) -> Net:
-    """The float net that SLB starts at; resumes from, and leaves its state in, `path`."""
-    torch.manual_seed(recipe.seed)
-    model = build(net, train.classes)
-    fit(model, train, recipe, path, log=log, **kw)
+def train_float(plan: Plan, train: Images, folder: Path, log=print, run: Run = Run(), test=None) -> Net:  # noqa: B008  frozen
+    """The float net of `plan`; resumes from, and leaves its states in, `folder`."""
+    torch.manual_seed(plan.stages[0].seed)
+    model = build(plan.net, train.classes)
+    for index, stage in enumerate(plan.stages):
+        fit(model, train, stage, folder / f"{plan.name}.{index}.pt", test=test, log=log, run=run)
+    return model
+
+
+FLOAT_KIND = "seriatim float net"
+
+
+def save_float(net: Net, metadata: Metadata, path: Path) -> Path:
+    """Write a float net, which low-bit ones can start at; atomic.
+
+    Raises:
+        CheckpointError: a value that is not finite.
+    """
+    bad = [name for name, value in net.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{bad[0]} holds NaN or infinity: the training diverged")
+    state = {name: value.cpu() for name, value in net.state_dict().items()}
+    with files.replacing(path) as temporary:
+        torch.save({"kind": FLOAT_KIND, "metadata": dataclasses.asdict(metadata), "net": state}, temporary)
+    return path
+
+
+def load_float(path: Path, net: str, classes: int) -> Net:
+    """The float net in `path`: what `seriatim train --quant float` wrote, or the state that such a training left.
+
+    Raises:
+        CheckpointError: missing, damaged, of another net or number of classes, or low-bit.
+    """
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        if content.get("kind") == FLOAT_KIND:
+            found = content["metadata"]["net"], "None"
+        else:
+            found = content["identity"]["net"], content["identity"]["quantisation"]
+        state = content["net"]
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{path}: no float net ({type(error).__name__}: {error}); write one by `seriatim train --quant float --out {path}`"
+        ) from error
+    if found != (net, "None"):
+        what = found[0] if found[1] == "None" else f"{found[0]} with {found[1]}"
+        raise CheckpointError(f"{path}: holds {what}, but a float {net} is asked for; name another file or --net")
+    model = build(net, classes)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit {net} of {classes} classes ({error}); train it for this data set") from error
     return model
 
 
@@ -127,7 +175,7 @@ def finish(
     net: Net, metadata: Metadata, test: Images, path: Path, log: Callable[[str], None] = print
 ) -> Metadata:
     """Measure the integer network on `test`, pack the net into `path`; returns the full metadata."""
-    share = accuracy(net, test, metadata.image_size)
+    share = accuracy(net.cpu(), test, metadata.image_size)
     log(f"integer network: {share:.4f} of {len(test)} test images right")
     metadata = dataclasses.replace(metadata, accuracy=share, test_images=len(test))
     checkpoint.save(net, metadata, path)
@@ -142,49 +190,80 @@ def produce(
     a: int = 8,
     first_last: int | None = None,
     *,
+    plan: Plan | None = None,
+    start: Path | None = None,
     out: Path | None = None,
     folder: Path = CACHE,
-    stages: tuple[Recipe, ...] | None = None,
     dataset: str | None = None,
     data_folder: Path | None = None,
     reference: bool = False,
     command: str = "",
     log: Callable[[str], None] = print,
-    progress: bool = True,
+    run: Run = Run(progress=True),  # noqa: B008  frozen
 ) -> Metadata:
-    """The whole recipe: float net, SLB from its weights, packed checkpoint in `out`.
+    """A whole recipe: float net, low-bit net from its weights, packed checkpoint in `out`; with `quant` "float" the float net
+    alone, written by `save_float`.
 
-    Every stage resumes from its state in `folder`. With `reference` the float net goes on for the
-    epochs that SLB had (`recipes.alike`) and its accuracy is written beside.
+    Every stage resumes from its state beside `out`.
+
+    Args:
+        plan: the recipe (default: the packaged one of the net).
+        start: a float net to start at (`load_float`) in place of the one that the recipe names and that is trained first.
+        reference: the float net goes on for the epochs that the low-bit one had (`recipes.alike`); its accuracy is written
+            beside.
 
     Raises:
-        ConfigError, DataError, CheckpointError: see `check`, `data.load`, `train.fit`.
+        ConfigError, DataError, CheckpointError: see `check`, `data.load`, `train.fit`, `load_float`; a recipe of another net,
+            or of a float net where a low-bit one is asked for, or the other way round.
     """
-    config = check(net, quant, w, a, first_last)
-    dataset = dataset or DATASETS[net]
-    stages = stages or recipes.SLB[net]
+    plan = plan or recipes.default(net, quant != "float")
+    config = None if quant == "float" else check(net, quant, w, a, first_last)
+    if plan.net != net or plan.quantised != (config is not None):
+        kind = "low-bit" if plan.quantised else "float"
+        raise ConfigError(f"recipe {plan.name} is for a {kind} {plan.net}, not for --net {net} --quant {quant}: choose another")
+    dataset = dataset or plan.dataset
+    train = data.load(dataset, True, data_folder, plan.size)
+    test = data.load(dataset, False, data_folder, plan.size)
+    if config is None:
+        out = out or folder / f"{plan.name}.pt"
+        model = train_float(dataclasses.replace(plan, name=out.stem), train, out.parent, log, run, test)
+        share = accuracy(model, test, plan.size)
+        metadata = Metadata(
+            net, 32, 32, quant, None, dataset, plan.size, train.classes, share, share, len(test), command,
+            {"recipe": repr(plan.stages)},
+        )  # fmt: skip
+        save_float(model, metadata, out)
+        return metadata
     name = name_of(net, quant, w, a, first_last)
+    if plan.name != recipes.DEFAULTS.get(net):
+        name = f"{plan.name}-{name.removeprefix(net + '-')}"
     out = out or folder / f"{name}.ckpt"
-    size = stages[-1].sizes[-1][0]
-    train = data.load(dataset, True, data_folder, size)
-    test = data.load(dataset, False, data_folder, size)
-    start = folder / f"{net}-float.pt"
-    model = train_float(net, recipes.FLOAT[net], train, start, log=log, progress=progress)
-    quantize_(model, config)
-    for index, stage in enumerate(stages):
-        path, last = folder / f"{name}.{index}.pt", index == len(stages) - 1
-        fit(model, train, stage, path, log=log, progress=progress, last=last)
+    notes = {quant: repr(plan.stages)}
+
+    def begin() -> Net:
+        if start is not None:
+            return load_float(start, net, train.classes)
+        if plan.start is None:
+            torch.manual_seed(plan.stages[0].seed)
+            return build(net, train.classes)
+        first = recipes.load(plan.start)
+        notes["float"] = repr(first.stages)
+        return train_float(first, train, folder, log, run, test)
+
+    model = quantize_(begin(), config)
+    for index, stage in enumerate(plan.stages):
+        path, last = out.parent / f"{out.stem}.{index}.pt", index == len(plan.stages) - 1
+        fit(model, train, stage, path, test=test, log=log, run=run, last=last)
     metadata = Metadata(
-        net, w, a, quant, first_last, dataset, size, train.classes, command=command,
-        notes={"float": repr(recipes.FLOAT[net]), quant: repr(stages)},
-    )  # fmt: skip
+        net, w, a, quant, first_last, dataset, plan.size, train.classes, command=command, notes=notes
+    )
     metadata = finish(model, metadata, test, out, log)
     if reference:
-        twin = train_float(net, recipes.FLOAT[net], train, start, log=log)
-        alike = recipes.alike(stages)
+        twin = begin()
+        alike = recipes.alike(plan.stages)
         for index, stage in enumerate(alike):
-            fit(twin, train, stage, folder / f"{net}-alike.{index}.pt", log=log, progress=progress)
-        share = accuracy(twin, test, size)
+            fit(twin, train, stage, out.parent / f"{out.stem}-alike.{index}.pt", test=test, log=log, run=run)
+        share = accuracy(twin, test, plan.size)
         log(f"float net trained alike: {share:.4f}")
         notes = {**metadata.notes, "alike": repr(alike)}
         metadata = dataclasses.replace(metadata, float_accuracy=share, notes=notes)
@@ -273,7 +352,7 @@ def _short(net: str, config: SLB, folder: Path, log, progress) -> tuple[Net, Met
         torch.manual_seed(recipe.seed)
         model = quantize_(build(net, train.classes), config)
     part = Images(train.images[:count], train.labels[:count], train.classes, train.name)
-    fit(model, part, recipe, log=log, progress=progress)
+    fit(model, part, recipe, log=log, run=Run(progress=progress))
     held = Images(test.images[:1000], test.labels[:1000], test.classes, test.name)
     metadata = Metadata(
         net, config.weight_bits, config.act_bits, "slb", config.first_last, dataset, size,

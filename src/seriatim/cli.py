@@ -35,14 +35,14 @@ def whole(what: str, low: int, high: int | None = None, unit: str = "") -> Calla
     return convert
 
 
-def _network(p: argparse.ArgumentParser) -> None:
-    """Which quantised network: shared by train, compile, sim, diverge."""
+def _network(p: argparse.ArgumentParser, extra: tuple[str, ...] = ()) -> None:
+    """Which quantised network: shared by train, compile, sim, diverge. `extra`: values of --quant besides the quantisers."""
     p.add_argument("--net", default="resnet18", metavar="NAME", help="network (default: %(default)s)")
     p.add_argument("--w", type=whole("the weights' width", 1, 8, "bits"), default=1, metavar="BITS",
                    help="bits of a weight, 1..8 (default: %(default)s)")
     p.add_argument("--a", type=whole("the activations' width", 1, 8, "bits"), default=8, metavar="BITS",
                    help="bits of an activation, 1..8 (default: %(default)s)")
-    p.add_argument("--quant", choices=QUANTS, default="slb", help="quantiser (default: %(default)s)")
+    p.add_argument("--quant", choices=(*QUANTS, *extra), default="slb", help="quantiser (default: %(default)s)")
     p.add_argument("--image", type=whole("the image's edge", 8, 1024, "pixels"), metavar="PIXELS",
                    help="edge of the input image, e.g. 224 (default: the network's own)")
     p.add_argument("--first-last", type=whole("first and last layers' weights", 1, 8, "bits"), metavar="BITS",
@@ -75,16 +75,23 @@ def _out(p: argparse.ArgumentParser) -> None:
 
 
 def _train(p: argparse.ArgumentParser) -> None:
-    _network(p)
+    _network(p, extra=("float",))
+    p.add_argument("--recipe", metavar="NAME", help="training recipe, packaged or a file of yours (default: the network's own)")
+    p.add_argument("--list-recipes", action="store_true", help="list the packaged recipes and end")
+    p.add_argument("--start", metavar="FILE", help="float net to start at, as --quant float writes it (default: the recipe's, "
+                                                   "trained first)")
     p.add_argument("--epochs", type=whole("the number of epochs", 0), metavar="N", help="epochs (default: the recipe's)")
-    p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: %(default)s)")
+    p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: the recipe's)")
     p.add_argument("--dataset", choices=("fashion-mnist", "cifar-10", "digits", "folder"),
-                   help="kind of data (default: the network's own)")
+                   help="kind of data (default: the recipe's)")
     p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
     p.add_argument("--reference", action="store_true", help="train the float net alike too, and write its accuracy beside")
+    p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     p.add_argument("--threads", type=whole("the threads", 1), metavar="N", help="threads of PyTorch (default: all cores)")
-    p.add_argument("--recipe", metavar="FILE", help="training recipe (default: the packaged one of the network)")
-    p.add_argument("--out", metavar="FILE", help="checkpoint to write")
+    p.add_argument("--save-seconds", type=whole("the seconds between saved states", 1), default=300, metavar="N",
+                   help="seconds between saved states within an epoch (default: %(default)s)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.add_argument("--out", metavar="FILE", help="checkpoint to write; states and logs lie beside it")
 
 
 def _compile(p: argparse.ArgumentParser) -> None:
