@@ -13,9 +13,10 @@ import torch
 
 from seriatim.algo import recipes, schedule
 from seriatim.algo.data import Images
+from seriatim.algo.feed import Feed
 from seriatim.algo.nets import Net, set_hard, set_temperature, slb_weights
 from seriatim.algo.recipes import Recipe
-from seriatim.errors import CheckpointError, ConfigError
+from seriatim.errors import CheckpointError
 from seriatim.sim import files
 
 STATE_VERSION = 2
@@ -114,7 +115,7 @@ class Trainer:
                 size = self.recipe.size_of(self.epoch)
                 feed = self.data.at(size).feed(self.recipe, self.net.channels, self.device)
             self._epoch(feed)
-            self._end(feed, size)
+            self._end(size)
 
     def _epoch(self, feed: Feed) -> None:
         self.net.train()
@@ -156,7 +157,7 @@ class Trainer:
             self.tau = schedule.temperature(recipe.tau_schedule, step, total, falling, *recipe.tau)
             set_temperature(self.net, self.tau)
 
-    def _end(self, feed: Feed, size: int) -> None:
+    def _end(self, size: int) -> None:
         """The record of a whole epoch, written and shown."""
         loss, metric, seen = self.sums.tolist()
         record = {"epoch": self.epoch + 1, "size": size, "loss": loss / seen, "train": metric / seen}
@@ -165,7 +166,7 @@ class Trainer:
             record |= {"tau": self.tau, "undecided": undecided(self.net)}
         every, done = self.recipe.evaluate, self.epoch + 1
         if self.test is not None and every and (done % every == 0 or done == self.recipe.epochs):
-            record |= self.measure(feed, size)
+            record |= self.measure(size)
         self.history.append(record)
         self.epoch, self.step, self.seconds = done, 0, 0.0
         self.sums.zero_()
@@ -174,7 +175,7 @@ class Trainer:
             self._save()
             files.write(self.path.with_suffix(".csv"), table(self.history))
 
-    def measure(self, feed: Feed, size: int) -> dict[str, float]:
+    def measure(self, size: int) -> dict[str, float]:
         """Held-out accuracy of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on
         `recipe.calibration` // 4 training images, and the quantisation gap: the accuracy with W_c minus that.
 
@@ -194,7 +195,8 @@ class Trainer:
 
     def _identity(self) -> dict:
         """What a state must agree in to go on from it."""
-        return {"net": self.net.name, "quantisation": repr(self.net.quantisation), "images": len(self.data), **asdict(self.recipe)}
+        quantisation = repr(self.net.quantisation)
+        return {"net": self.net.name, "quantisation": quantisation, "images": len(self.data), **asdict(self.recipe)}
 
     def _save(self) -> None:
         if self.path is None:

@@ -56,14 +56,9 @@ def test_channels():
         to_channels(np.zeros((2, 3, 4, 4), np.uint8), 1)
 
 
-def test_batches_are_whole_in_order_and_repeatable():
+def test_batches_are_whole_and_in_order():
     images = np.random.default_rng(1).integers(0, 256, (10, 1, 8, 8), np.uint8)
-    labels = np.arange(10)
-    plain = list(batches(images, labels, 4))
+    plain = list(batches(images, np.arange(10), 4))
     assert [len(x) for x, _ in plain] == [4, 4, 2] and plain[0][0].shape == (4, 3, 8, 8)
     assert (torch.cat([x for x, _ in plain])[:, :1].numpy() == images).all()
-    args = dict(seed=7, shift=2, flip=True)
-    once, again = (list(batches(images, labels, 4, **args)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(once[0], again[0], strict=True))
-    assert len(once) == 2 and not torch.equal(once[0][1], plain[0][1])
-    assert sum(len(x) for x, _ in batches(images, labels, 2, seed=7, count=6)) == 6
+    assert torch.cat([y for _, y in plain]).tolist() == list(range(10))

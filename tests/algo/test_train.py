@@ -1,15 +1,17 @@
-import argparse
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from seriatim.algo import train, trained
+from seriatim import cli
+from seriatim.algo import recipes, train, trained
+from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images, digits
 from seriatim.algo.layers import SLB
-from seriatim.algo.nets import build, quantize_, set_hard
-from seriatim.algo.train import Recipe, accuracy, calibrate, fit
+from seriatim.algo.nets import build, quantize_, set_hard, set_temperature, slb_weights
+from seriatim.algo.recipes import Recipe
+from seriatim.algo.train import Run, Trainer, accuracy, calibrate, fit, read_state, undecided
 from seriatim.errors import CheckpointError, ConfigError, DataError
 
 RECIPE = Recipe(((8, 3),), batch=64, rate=5e-3, optimizer="adam", weight_decay=0, calibration=256,
@@ -35,35 +37,97 @@ class Stop(Exception):
     pass
 
 
-def test_resuming_gives_the_bits_of_a_run_without_interruption(tmp_path, part):
-    whole = low_bit()
-    history = fit(whole, part, RECIPE, tmp_path / "a.pt", log=quiet)
+def killed_after(steps):
+    """A `Run` that ends after so many steps, and saves after each."""
+    left = iter(range(steps - 1, -1, -1))
 
-    path = tmp_path / "b.pt"
-    lines = []
-
-    def stop_after_two(line):
-        lines.append(line)
-        if len(lines) == 2:
+    def stop(trainer):
+        if next(left) == 0:
             raise Stop
 
-    with pytest.raises(Stop):
-        fit(low_bit(), part, RECIPE, path, log=stop_after_two)
-    resumed = low_bit(seed=99)
-    after = fit(resumed, part, RECIPE, path, log=quiet)
-    assert len(after) == 3 and after[2]["loss"] == history[2]["loss"]
-    other = resumed.state_dict()
-    assert all(torch.equal(value, other[name]) for name, value in whole.state_dict().items())
+    return Run(save_seconds=0, on_step=stop)
+
+
+def same(a, b) -> bool:
+    """Equal to the bit, through all of a state."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def without_times(state):
+    history = [{k: v for k, v in record.items() if k != "seconds"} for record in state["history"]]
+    return {**state, "seconds": 0, "history": history}
+
+
+@pytest.mark.parametrize("optimizer, quantised", [("adam", True), ("sgd", False)])
+def test_resuming_anywhere_gives_the_bits_of_a_run_without_interruption(tmp_path, part, optimizer, quantised):
+    """12 steps in 3 epochs, killed three times at random steps, within an epoch and at its edge."""
+    recipe = replace(RECIPE, optimizer=optimizer, evaluate=2)
+    make = low_bit if quantised else lambda seed=1: torch.manual_seed(seed) and build("digits")
+    whole = make()
+    fit(whole, part, recipe, tmp_path / "whole.pt", test=part, log=quiet)
+
+    rng = np.random.default_rng(3)
+    stops = [*rng.integers(1, 4, 2), 4]
+    print("stops", stops)
+    path = tmp_path / "killed.pt"
+    for seed, steps in zip((1, 50, 60), stops):  # only the first start counts
+        with pytest.raises(Stop):
+            fit(make(seed), part, recipe, path, test=part, log=quiet, run=killed_after(steps))
+        torch.rand(3), np.random.rand(3)  # whatever the next process has drawn already
+    resumed = make(99)
+    fit(resumed, part, recipe, path, test=part, log=quiet)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert same(*(without_times(read_state(p)) for p in (tmp_path / "whole.pt", path)))
+    rows = (tmp_path / "killed.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[0].startswith("epoch,size,loss,train,seconds")
 
 
 def test_resuming_refuses_other_runs_and_damaged_files(tmp_path, part):
     path = tmp_path / "a.pt"
     fit(low_bit(), part, replace(RECIPE, sizes=((8, 1),)), path, log=quiet)
-    with pytest.raises(CheckpointError, match="holds a run of"):
+    with pytest.raises(CheckpointError, match="holds a run of.*sizes.*not of"):
         fit(low_bit(), part, RECIPE, path, log=quiet)
+    state = torch.load(path)
+    torch.save({**state, "version": 1}, path)
+    with pytest.raises(CheckpointError, match="version 1"):
+        fit(low_bit(), part, RECIPE, path, log=quiet)
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="no state of a training"):
+        fit(low_bit(), part, RECIPE, path, log=quiet)
+    torch.save(state, path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="delete it"):
         fit(low_bit(), part, RECIPE, path, log=quiet)
+
+
+def test_measuring_leaves_the_net_as_it_was(part):
+    net = low_bit()
+    trainer = Trainer(net, part, RECIPE, None, test=part, log=quiet, run=Run())
+    net.train()
+    with torch.no_grad():
+        net(torch.from_numpy(part.images).float())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = trainer.measure(8)
+    assert found.keys() == {"test", "gap"} and 0 <= found["test"] <= 1
+    assert same(before, net.state_dict()) and net.training and not net.conv1.quantiser.hard
+    assert all(m.momentum == 0.1 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_undecided_weights_are_counted():
+    net = low_bit()
+    for module in slb_weights(net):
+        module.logits.data.fill_(1.0)
+    assert undecided(net) == 0
+    set_temperature(net, 10.0)
+    assert undecided(net) == 1
+    net.conv1.quantiser.logits.data[0].fill_(1000.0)
+    assert 0 < undecided(net) < 1
 
 
 def test_calibration_is_batch_norm_on_argmax_weights(part):
@@ -87,36 +151,72 @@ def test_training_learns_and_the_integer_network_is_what_counts(part):
     assert share > 0.8
 
 
-def test_recipes_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match="'rmsprop'"):
-        Recipe(((8, 1),), optimizer="rmsprop")
-    with pytest.raises(ConfigError, match="'steps'"):
-        Recipe(((8, 1),), schedule="steps")
-    with pytest.raises(ConfigError, match="never decays"):
-        Recipe(((8, 1),), schedule="constant")
-    with pytest.raises(ConfigError, match="0 epochs"):
-        Recipe(((8, 0),))
-    file = tmp_path / "recipe.json"
-    file.write_text('{"sizes": [[8, 2], [16, 1]], "rate": 0.01, "tau": [0.1, 0.02]}')
-    assert train.read_recipe(file) == Recipe(((8, 2), (16, 1)), rate=0.01, tau=(0.1, 0.02))
-    file.write_text('{"size": 8}')
-    with pytest.raises(ConfigError, match="recipe.json.*sizes"):
-        train.read_recipe(file)
+def command(*words):
+    return cli.parser().parse_args(["train", *words])
+
+
+SHORT = """
+net = "digits"
+dataset = "digits"
+quantised = {quantised}
+{more}
+[[stages]]
+sizes = [[8, 2]]
+batch = 64
+flip = false
+"""
 
 
 def test_command_trains_and_packs(tmp_path, monkeypatch, capsys):
+    """A float net, two low-bit nets that share it, and the same again from where they ended."""
     monkeypatch.chdir(tmp_path)
-    args = argparse.Namespace(
-        net="digits", quant="slb", w=2, a=4, image=None, first_last=None, epochs=2, seed=0,
-        recipe=None, out="net.ckpt",
-    )  # fmt: skip
-    monkeypatch.setitem(trained.recipes.FLOAT, "digits", Recipe(((8, 2),), batch=64, flip=False))
-    assert train.main(args) == 0
-    assert "held-out images" in capsys.readouterr().out
-    network, metadata = trained.load_or_train("digits", w=2, a=4, path=tmp_path / "net.ckpt")
-    assert metadata.test_images == 359 and metadata.command.startswith("seriatim train --net digits")
+    (tmp_path / "f.toml").write_text(SHORT.format(quantised="false", more=""))
+    (tmp_path / "q.toml").write_text(SHORT.format(quantised="true", more=""))
+    torch.set_num_threads(1)
+    common = ("--net", "digits", "--quiet", "--threads", "1")
+    assert train.main(command(*common, "--quant", "float", "--recipe", "f.toml", "--out", "float.pt")) == 0
+    assert "digits float:" in capsys.readouterr().out
+    for w, a in (2, 4), (1, 8):
+        words = (*common, "--w", str(w), "--a", str(a), "--recipe", "q.toml", "--start", "float.pt", "--out", f"w{w}/net.ckpt")
+        assert train.main(command(*words)) == 0
+        assert "held-out images, integer network" in capsys.readouterr().out
+        network, metadata = trained.load_or_train("digits", w=w, a=a, path=tmp_path / f"w{w}/net.ckpt")
+        assert metadata.test_images == 359 and metadata.command.startswith("seriatim train --net digits")
+        assert metadata.accuracy > 0.3
+    before = (tmp_path / "w1/net.ckpt").read_bytes()
+    assert train.main(command(*words)) == 0
+    assert "goes on after epoch 2" in capsys.readouterr().out and (tmp_path / "w1/net.ckpt").read_bytes() == before
     codes, labels = trained.sample_images("digits", 10)
     assert network(torch.from_numpy(codes).int()).shape == (10, 10, 1, 1) and len(labels) == 10
+
+
+def test_float_starts_are_checked(tmp_path, part):
+    net = build("digits")
+    path = trained.save_float(net, Metadata("digits", 32, 32, "float"), tmp_path / "a.pt")
+    assert same(trained.load_float(path, "digits", 10).state_dict(), net.state_dict())
+    with pytest.raises(CheckpointError, match="holds digits, but a float resnet20"):
+        trained.load_float(path, "resnet20", 10)
+    with pytest.raises(CheckpointError, match="of 7 classes"):
+        trained.load_float(path, "digits", 7)
+    fit(low_bit(), part, replace(RECIPE, sizes=((8, 1),)), tmp_path / "b.pt", log=quiet)
+    with pytest.raises(CheckpointError, match="digits with SLB.*float digits is asked for"):
+        trained.load_float(tmp_path / "b.pt", "digits", 10)
+    path.write_bytes(path.read_bytes()[:500])
+    for damaged in (path, tmp_path / "none.pt"):
+        with pytest.raises(CheckpointError, match="no float net"):
+            trained.load_float(damaged, "digits", 10)
+    net.fc.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match="fc.bias.*diverged"):
+        trained.save_float(net, Metadata("digits", 32, 32, "float"), path)
+
+
+def test_a_recipe_of_another_kind_is_refused():
+    for arguments, words in (
+        (("digits", "float"), "recipe digits-slb is for a low-bit digits, not for --net digits --quant float"),
+        (("resnet20", "slb"), "recipe digits-slb is for a low-bit digits"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            trained.produce(*arguments, plan=recipes.load("digits-slb"))
 
 
 def test_commands_refuse_what_does_not_exist():
