@@ -119,11 +119,11 @@ class Layer(nn.Module):
         self.shape = (cout, cin // groups, *_pair(kernel, "kernel", 1))
         self.gives_output = role in OUTPUTS
         self.relu, self.wide, self.role = relu and not self.gives_output, wide, role
-        weight = nn.init.kaiming_normal_(torch.empty(self.shape), mode="fan_out")
+        bn = bn and not self.gives_output
+        weight = nn.init.kaiming_normal_(torch.empty(self.shape), mode="fan_out" if bn else "fan_in")
         if role == "classifier":
             weight.normal_(0, 0.01)
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-        bn = bn and not self.gives_output
         self.bn = nn.BatchNorm2d(cout) if bn else None
         self.bias = None if bn else nn.Parameter(torch.zeros(cout))
         self.quantiser, self.act, self.log_alpha, self.read_bits = None, None, None, None

@@ -28,7 +28,6 @@ HERE = Path(__file__).parent
 SHIPPED = HERE / "checkpoints"
 SAMPLES = HERE / "samples" / "fashion-mnist-test256.npz"
 CACHE = Path("build/train")
-DATASETS = {"resnet18": "fashion-mnist", "resnet20": "fashion-mnist", "digits": "digits"}
 
 
 def check(net: str, quant: str, w: int, a: int, first_last: int | None = None) -> SLB:
@@ -62,7 +61,7 @@ def sample_images(net: str, n: int, image_size: int | None = None) -> tuple[np.n
         raise ConfigError(f"net {net!r}: choose one of {', '.join(NETS)}")
     if n < 1:
         raise ConfigError(f"{n} images: at least one is needed")
-    found = data.digits(train=False) if DATASETS[net] == "digits" else _shipped_images()
+    found = data.digits(train=False) if NETS[net].dataset == "digits" else _shipped_images()
     index = np.arange(n) % len(found)
     images = resize(found.images[index], image_size or NETS[net].image_size)
     codes = to_channels(images, NETS[net].channels)
@@ -327,33 +326,30 @@ def load_or_train(
     return export_integer(model, image_size), metadata
 
 
-SHORT = {"resnet18": (2560, 64), "resnet20": (12800, 128), "digits": (1437, 64)}
-"""Images and batch of the short training."""
-
-
 def _short(net: str, config: SLB, folder: Path, log, progress) -> tuple[Net, Metadata]:
     name = name_of(net, "slb", config.weight_bits, config.act_bits, config.first_last)
     shipped = SHIPPED / f"{name_of(net, 'slb', 1, 8)}.ckpt"
     log(f"{name}: no checkpoint, training briefly (`seriatim train` runs the whole recipe)")
-    dataset, size = DATASETS[net], NETS[net].image_size
+    dataset, size = NETS[net].dataset, NETS[net].image_size
     try:
         train, test = data.load(dataset, True), data.load(dataset, False)
     except DataError as error:
         log(f"{error}; only the shipped sample is used")
         train = test = _shipped_images()
-    count, batch = SHORT[net]
+    fields = {"epochs": 1, **NETS[net].short}
     recipe = Recipe(
-        ((size, 30 if net == "digits" else 1),), batch, 1e-3, 0.0, "adam", tau=(0.05, 0.003),
-        shift=0 if net == "digits" else 2, flip=net != "digits", calibration=1024,
+        ((size, fields.pop("epochs")),), rate=1e-3, weight_decay=0.0, optimizer="adam", tau=(0.05, 0.003),
+        calibration=1024, **fields,
     )  # fmt: skip
     if shipped.exists():
         model = copy_start(checkpoint.load(shipped, net)[0], config)
     else:
         torch.manual_seed(recipe.seed)
-        model = quantize_(build(net, train.classes), config)
-    part = Images(train.images[:count], train.labels[:count], train.classes, train.name)
-    fit(model, part, recipe, log=log, run=Run(progress=progress))
-    held = Images(test.images[:1000], test.labels[:1000], test.classes, test.name)
+        model = build(net, train.classes)
+        fit(model, train, recipe, log=log, run=Run(progress=progress))
+        quantize_(model, config)
+    fit(model, train, recipe, log=log, run=Run(progress=progress))
+    held = test.part(np.arange(min(1000, len(test))))
     metadata = Metadata(
         net, config.weight_bits, config.act_bits, "slb", config.first_last, dataset, size,
         train.classes, command="short training of load_or_train", notes={"slb": repr(recipe)},

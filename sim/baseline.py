@@ -84,6 +84,6 @@ def _key(args: argparse.Namespace, config: Config, memory: Memory, checkpoint: P
     said = [config.hash, args.net, args.quant, args.image, args.images, args.session, asdict(memory)]
     key = hashlib.sha256(json.dumps(said).encode() + checkpoint.read_bytes())
     for part in SOURCES:
-        for path in sorted(parts[part].glob("*.py")):
+        for path in sorted(parts[part].rglob("*.py")):
             key.update(path.read_bytes())
     return key.hexdigest()[:24]

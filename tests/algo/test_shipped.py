@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from seriatim.algo import checkpoint, trained
-from seriatim.algo.nets import NETS
 
 FILES = sorted(trained.SHIPPED.glob("*.ckpt"))
 
@@ -34,4 +33,3 @@ def test_the_sample_is_whole_and_licensed():
     assert codes.shape == (256, 3, 28, 28) and set(labels.tolist()) == set(range(10))
     licence = (trained.SAMPLES.parent / "LICENSE.fashion-mnist").read_text()
     assert "Zalando SE" in licence and "WITHOUT WARRANTY" in licence
-    assert trained.DATASETS.keys() == NETS.keys()
