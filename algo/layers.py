@@ -99,6 +99,7 @@ class Layer(nn.Module):
         groups: of channels that are convolved apart; `cin` of them make a depthwise convolution.
         bn: False for a bias instead of batch norm (a low-bit layer then learns a factor for each channel).
         relu: False for a residual branch and for what gives the net's output.
+        ceiling: where the float net's ReLU clips (6 for ReLU6), or None; a low-bit net's clips at its largest code.
         wide: the output feeds a residual add: stored with at least 8 bits.
         role: "stem" (reads the image), "body", "classifier" (bias, real logits) or "image" (bias, a residual: real pixels, in
             units of 1/255 as the codes 0..255 that the integer network gives).
@@ -107,8 +108,8 @@ class Layer(nn.Module):
         ConfigError: shapes, groups or a role that do not exist.
     """
 
-    def __init__(self, cin, cout, kernel, stride=1, padding=0, *, dilation=1, groups=1, bn=True, relu=True, wide=False,
-                 role="body"):  # fmt: skip
+    def __init__(self, cin, cout, kernel, stride=1, padding=0, *, dilation=1, groups=1, bn=True, relu=True, ceiling=None,
+                 wide=False, role="body"):  # fmt: skip
         super().__init__()
         self.stride, self.dilation = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1)
         self.padding, self.groups = _border(padding), groups
@@ -119,6 +120,7 @@ class Layer(nn.Module):
         self.shape = (cout, cin // groups, *_pair(kernel, "kernel", 1))
         self.gives_output = role in OUTPUTS
         self.relu, self.wide, self.role = relu and not self.gives_output, wide, role
+        self.ceiling = ceiling
         bn = bn and not self.gives_output
         weight = nn.init.kaiming_normal_(torch.empty(self.shape), mode="fan_out" if bn else "fan_in")
         if role == "classifier":
@@ -163,7 +165,9 @@ class Layer(nn.Module):
             y = y + (residual.real() if quantised else residual)
         if quantised:
             return y if self.act is None else self.act(y)
-        return torch.relu(y) if self.relu else y
+        if not self.relu:
+            return y
+        return torch.relu(y) if self.ceiling is None else y.clamp(0, self.ceiling)
 
 
 class MaxPool(nn.Module):

@@ -12,6 +12,10 @@ class ConfigError(SeriatimError, ValueError):
     """A configuration, format or command-line value breaks a rule."""
 
 
+class ConvertError(SeriatimError):
+    """A module holds something that no net of this project has."""
+
+
 class CheckpointError(SeriatimError):
     """A checkpoint is missing, truncated, of another network, or holds illegal values."""
 
