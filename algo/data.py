@@ -220,19 +220,20 @@ def image_folder(folder: Path, size: int) -> Images:
     return _checked(np.stack(images), np.asarray(labels), len(classes), folder.name)
 
 
-def digits(train: bool) -> Images:
-    """scikit-learn's digits (N, 1, 8, 8), 0..16 spread over 0..255; every fifth image is a test image."""
+def digits(train: bool, every: int = 5) -> Images:
+    """scikit-learn's 1797 digits (N, 1, 8, 8), 0..16 spread over 0..255. One image of `every` is a test image: for 5 there are
+    359 of them, for 3 599."""
     from sklearn.datasets import load_digits
 
     content = load_digits()
     images = np.minimum(content.images * 16, 255).astype(np.uint8)[:, None]
-    test = np.arange(len(images)) % 5 == 4
+    test = np.arange(len(images)) % every == every - 1
     chosen = ~test if train else test
     return _checked(images[chosen], content.target[chosen], 10, "digits")
 
 
 def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> Images:
-    """The data set `name`: fashion-mnist, cifar-10, digits, or folder (FOLDER/{train,test}/CLASS).
+    """The data set `name`: fashion-mnist, cifar-10, digits, digits-599 (another split), or folder (FOLDER/{train,test}/CLASS).
 
     Raises:
         ConfigError: an unknown name, or no folder where one is needed.
@@ -242,8 +243,10 @@ def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> 
         return fashion_mnist(train, folder)
     if name == "digits":
         return digits(train)
+    if name == "digits-599":
+        return digits(train, every=3)
     if name not in ("cifar-10", "folder"):
-        raise ConfigError(f"data set {name!r}: choose fashion-mnist, cifar-10, digits or folder")
+        raise ConfigError(f"data set {name!r}: choose fashion-mnist, cifar-10, digits, digits-599 or folder")
     if folder is None:
         raise ConfigError(f"data set {name}: name its folder by --data-folder")
     if name == "cifar-10":

@@ -32,7 +32,7 @@ class Recipe:
         sizes: ((image size, epochs), ...) in order: small images first are cheaper.
         batch, rate, weight_decay, optimizer ("sgd" with momentum 0.9, or "adam"), schedule (of
             the learning rate, `schedule.RATES`).
-        tau, tau_schedule: temperature from, to (see `schedule.temperature`).
+        tau, tau_schedule, window, factor, hard_from: the temperature from, to, and how (see `anneal.TemperatureScheduler`).
         shift, flip: augmentation: shift in pixels of a 32-pixel image, and mirroring.
         calibration: images whose statistics replace those of batch norm at the end, with W_q.
         images: how many of the training images one epoch takes (another draw each time), or None for all.
@@ -52,6 +52,9 @@ class Recipe:
     schedule: str = "one-cycle"
     tau: tuple[float, float] = (0.1, 0.003)
     tau_schedule: str = "rate"
+    window: tuple[float, float] = (0.4, 0.9)
+    factor: float | None = None
+    hard_from: float | None = None
     shift: int = 2
     flip: bool = True
     calibration: int = 8192
@@ -77,7 +80,8 @@ class Recipe:
                 f"batch {self.batch}, rate {self.rate}, weight_decay {self.weight_decay}, shift {self.shift}, evaluate "
                 f"{self.evaluate}: batch and rate must be positive, the others not negative"
             )
-        schedule.temperature(self.tau_schedule, 0, 1, 1, *self.tau)
+        schedule.check_temperatures(self.tau_schedule, *self.tau)
+        schedule.check_window(self.window, self.factor, self.hard_from)
 
     @property
     def epochs(self) -> int:
@@ -179,8 +183,8 @@ def _stage(content: dict) -> Recipe:
     if unknown := sorted(set(content) - set(known)):
         raise ValueError(f"unknown field {', '.join(unknown)} in a stage: there are {', '.join(known)}")
     content["sizes"] = tuple((int(size), int(epochs)) for size, epochs in content["sizes"])
-    if "tau" in content:
-        content["tau"] = tuple(content["tau"])
+    for pair in {"tau", "window"} & set(content):
+        content[pair] = tuple(content[pair])
     return Recipe(**content)
 
 

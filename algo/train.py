@@ -4,7 +4,7 @@ import csv
 import io
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,17 +12,14 @@ import numpy as np
 import torch
 
 from seriatim.algo import recipes, schedule
+from seriatim.algo.anneal import TemperatureScheduler, calibrate_batch_norm, discrete, undecided
 from seriatim.algo.data import Images
-from seriatim.algo.feed import Feed
-from seriatim.algo.nets import Net, set_hard, set_temperature, slb_weights
+from seriatim.algo.nets import Net, set_hard, slb_weights
 from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError
 from seriatim.sim import files
 
-STATE_VERSION = 2
-SHARP = 0.1
-"""A weight whose W_c is further than this from its W_q has not decided yet."""
-
+STATE_VERSION = 3
 
 @dataclass(frozen=True)
 class Run:
@@ -87,7 +84,8 @@ class Trainer:
     Attributes:
         net, recipe, run, optimizer.
         epoch, step: epochs completed, steps done in the one that runs.
-        tau: temperature of the last step (low-bit nets).
+        feed, size: of the epoch that runs.
+        temperature: the scheduler, or None in a net without SLB weights; tau: the temperature of the last step.
         history: the records so far.
     """
 
@@ -100,42 +98,56 @@ class Trainer:
         self.optimizer = make_optimizer(net, recipe)
         self.history: list[dict] = []
         self.epoch = self.step = 0
-        self.tau = recipe.tau[0]
+        self.feed = None
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, metric, 1: each times the images
         self.one = torch.ones((), dtype=torch.float64, device=self.device)
         self.seconds = 0.0
-        if path is not None and path.exists():
-            self._restore(path)
+        state = self._found() if path is not None and path.exists() else None
+        self._enter(state["epoch"] if state else 0)
+        self._set_rate()
+        self.temperature = self._scheduler()
+        if state:
+            self._restore(state)
             log(f"{path}: goes on after epoch {self.epoch} of {recipe.epochs}, step {self.step}")
 
     def train(self) -> None:
-        feed = size = None
-        for _ in range(self.epoch, self.recipe.stop or self.recipe.epochs):
-            if size != self.recipe.size_of(self.epoch):
-                size = self.recipe.size_of(self.epoch)
-                feed = self.data.at(size).feed(self.recipe, self.net.channels, self.device)
-            self._epoch(feed)
-            self._end(size)
+        for epoch in range(self.epoch, self.recipe.stop or self.recipe.epochs):
+            self._enter(epoch)
+            self._epoch()
+            self._end()
 
-    def _epoch(self, feed: Feed) -> None:
+    def _enter(self, epoch: int) -> None:
+        """The images of `epoch`, at its size."""
+        size = self.recipe.size_of(epoch)
+        if self.feed is None or size != self.size:
+            self.size, self.feed = size, self.data.at(size).feed(self.recipe, self.net.channels, self.device)
+
+    def _scheduler(self) -> TemperatureScheduler | None:
+        recipe = self.recipe
+        if not slb_weights(self.net):
+            return None
+        return TemperatureScheduler(
+            self.net, recipe.tau_schedule, epochs=recipe.epochs, steps_per_epoch=self.feed.steps, start=recipe.tau[0],
+            end=recipe.tau[1], window=recipe.window, factor=recipe.factor, hard_from=recipe.hard_from,
+            optimizer=self.optimizer,
+        )  # fmt: skip
+
+    def _set_rate(self) -> None:
+        """The learning rate of the step that comes."""
+        done, total = self.epoch * self.feed.steps + self.step, self.recipe.epochs * self.feed.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * schedule.RATES[self.recipe.schedule](done, total)
+
+    def _epoch(self) -> None:
         self.net.train()
-        total = feed.steps * self.recipe.epochs
-        bar = _Bar(self, feed) if self.run.progress else None
+        bar = _Bar(self) if self.run.progress else None
         start = saved = time.monotonic()
         earlier = self.seconds
-        for x, y in feed.epoch(self.epoch, self.step):
-            self._set(self.epoch * feed.steps + self.step, total)
-            output = self.net(x)
-            loss = self.net.task.loss(output, y)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            found = torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one))
-            self.sums += found * len(y)
-            self.step += 1
+        for x, y in self.feed.epoch(self.epoch, self.step):
+            self._step(x, y)
             now = time.monotonic()
             self.seconds = earlier + now - start
-            if now - saved >= self.run.save_seconds and self.step < feed.steps:
+            if now - saved >= self.run.save_seconds and self.step < self.feed.steps:
                 self._save()
                 saved = now
             if bar is not None:
@@ -145,28 +157,29 @@ class Trainer:
         if bar is not None:
             bar.close()
 
-    def _set(self, step: int, total: int) -> None:
-        """Learning rate and temperature of this step."""
-        recipe = self.recipe
-        rate = schedule.RATES[recipe.schedule]
-        share = rate(step, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate * share
-        if self.net.quantisation is not None:
-            falling = share if step > 0 and share < rate(step - 1, total) else 1.0
-            self.tau = schedule.temperature(recipe.tau_schedule, step, total, falling, *recipe.tau)
-            set_temperature(self.net, self.tau)
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        output = self.net(x)
+        loss = self.net.task.loss(output, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.sums += torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one)) * len(y)
+        self.step += 1
+        self._set_rate()
+        if self.temperature is not None:
+            self.tau = self.temperature.get_last_tau()
+            self.temperature.step()
 
-    def _end(self, size: int) -> None:
+    def _end(self) -> None:
         """The record of a whole epoch, written and shown."""
         loss, metric, seen = self.sums.tolist()
-        record = {"epoch": self.epoch + 1, "size": size, "loss": loss / seen, "train": metric / seen}
+        record = {"epoch": self.epoch + 1, "size": self.size, "loss": loss / seen, "train": metric / seen}
         record["seconds"] = round(self.seconds, 1)
-        if self.net.quantisation is not None:
+        if self.temperature is not None:
             record |= {"tau": self.tau, "undecided": undecided(self.net)}
         every, done = self.recipe.evaluate, self.epoch + 1
         if self.test is not None and every and (done % every == 0 or done == self.recipe.epochs):
-            record |= self.measure(size)
+            record |= self.measure()
         self.history.append(record)
         self.epoch, self.step, self.seconds = done, 0, 0.0
         self.sums.zero_()
@@ -175,22 +188,18 @@ class Trainer:
             self._save()
             files.write(self.path.with_suffix(".csv"), table(self.history))
 
-    def measure(self, size: int) -> dict[str, float]:
-        """Held-out accuracy of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on
-        `recipe.calibration` // 4 training images, and the quantisation gap: the accuracy with W_c minus that.
+    def measure(self) -> dict[str, float]:
+        """Held-out metric of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on a
+        quarter of `recipe.calibration` training images, and the quantisation gap: the metric with W_c minus that.
 
         Leaves the net as it was.
         """
+        soft = graph_accuracy(self.net, self.test, self.size)
         if self.net.quantisation is None:
-            return {"test": graph_accuracy(self.net, self.test, size)}
-        soft = graph_accuracy(self.net, self.test, size)
-        kept = {name: value.clone() for name, value in self.net.named_buffers()}
-        set_hard(self.net)
-        calibrate(self.net, self.data, size, self.recipe.calibration // 4, self.recipe.seed)
-        hard = graph_accuracy(self.net, self.test, size)
-        set_hard(self.net, False)
-        for name, value in self.net.named_buffers():
-            value.copy_(kept[name])
+            return {"test": soft}
+        inputs = calibration_batches(self.net, self.data, self.size, self.recipe.calibration // 4, self.recipe.seed)
+        with discrete(self.net, inputs):
+            hard = graph_accuracy(self.net, self.test, self.size)
         return {"test": hard, "gap": soft - hard}
 
     def _identity(self) -> dict:
@@ -205,21 +214,26 @@ class Trainer:
             "version": STATE_VERSION, "identity": self._identity(), "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(), "history": self.history, "epoch": self.epoch, "step": self.step,
             "sums": self.sums, "seconds": self.seconds, "random": random_state(),
+            "temperature": self.temperature and self.temperature.state_dict(),
         }  # fmt: skip
         with files.replacing(self.path) as temporary:
             torch.save(state, temporary)
 
-    def _restore(self, path: Path) -> None:
-        state = read_state(path)
+    def _found(self) -> dict:
+        """The state at `path`, of this very run."""
+        state = read_state(self.path)
         wanted, found = self._identity(), state["identity"]
         differing = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
         if differing:
             has, asked = ({k: which.get(k) for k in differing} for which in (found, wanted))
-            raise CheckpointError(
-                f"{path}: holds a run of {has}, not of {asked}; name another file or delete this one"
-            )
+            raise CheckpointError(f"{self.path}: holds a run of {has}, not of {asked}; name another file or delete this one")
+        return state
+
+    def _restore(self, state: dict) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.temperature is not None:
+            self.temperature.load_state_dict(state["temperature"])
         self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
         self.sums.copy_(state["sums"])
         self.seconds = state["seconds"]
@@ -284,14 +298,14 @@ class _Bar:
 
     SECONDS = 0.5
 
-    def __init__(self, trainer: Trainer, feed: Feed):
+    def __init__(self, trainer: Trainer):
         from tqdm import tqdm
 
         self.trainer, self.shown = trainer, 0.0
-        epochs = trainer.recipe.epochs
+        epochs, steps = trainer.recipe.epochs, trainer.feed.steps
         self.bar = tqdm(
-            desc=f"epoch {trainer.epoch + 1}/{epochs}", total=feed.steps * epochs, unit="step", leave=False,
-            initial=trainer.epoch * feed.steps + trainer.step,
+            desc=f"epoch {trainer.epoch + 1}/{epochs}", total=steps * epochs, unit="step", leave=False,
+            initial=trainer.epoch * steps + trainer.step,
         )  # fmt: skip
 
     def show(self) -> None:
@@ -302,7 +316,7 @@ class _Bar:
         self.shown = now
         loss, metric, seen = self.trainer.sums.tolist()
         values = {"loss": f"{loss / seen:.3f}", "train": f"{metric / seen:.4g}"}
-        if self.trainer.net.quantisation is not None:
+        if self.trainer.temperature is not None:
             values["tau"] = f"{self.trainer.tau:.3g}"
         last = self.trainer.history[-1] if self.trainer.history else {}
         values |= {name: f"{last[name]:.1%}" for name in ("undecided", "gap", "test") if name in last}
@@ -312,37 +326,18 @@ class _Bar:
         self.bar.close()
 
 
-@torch.no_grad()
-def undecided(net: Net) -> float:
-    """Share of the SLB weights whose W_c is further than SHARP from W_q."""
-    open_, total = 0, 0
-    for module in slb_weights(net):
-        gap = module() - module.integers() / (2**module.bits - 1)
-        open_ += int((gap.abs() > SHARP).sum())
-        total += gap.numel()
-    return open_ / max(total, 1)
-
-
-@torch.no_grad()
 def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 1) -> None:
     """Replace the running statistics of every batch norm by averages over `count` training images,
     under the weights the net has now (W_q after `set_hard`). Unaugmented images in seeded order."""
-    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    if not norms:
-        return
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    chosen = np.random.default_rng(seed).permutation(len(data))[:count]
-    training, device = net.training, next(net.parameters()).device
-    net.train()
+    calibrate_batch_norm(net, calibration_batches(net, data, size, count, seed))
+
+
+def calibration_batches(net: Net, data: Images, size: int, count: int, seed: int) -> Iterator[torch.Tensor]:
+    """`count` training images in seeded order, on the net's device; no batch of a single one, which has no variance."""
+    chosen, device = np.random.default_rng(seed).permutation(len(data))[:count], next(net.parameters()).device
     for x, _ in data.part(chosen).at(size).batches(256, channels=net.channels):
         if len(x) > 1:
-            net(x.to(device))
-    net.train(training)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+            yield x.to(device)
 
 
 def accuracy(net, data: Images, size: int, batch: int = 250) -> float:

@@ -82,7 +82,7 @@ def _train(p: argparse.ArgumentParser) -> None:
                                                    "trained first)")
     p.add_argument("--epochs", type=whole("the number of epochs", 0), metavar="N", help="epochs (default: the recipe's)")
     p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: the recipe's)")
-    p.add_argument("--dataset", choices=("fashion-mnist", "cifar-10", "digits", "folder"),
+    p.add_argument("--dataset", choices=("fashion-mnist", "cifar-10", "digits", "digits-599", "folder"),
                    help="kind of data (default: the recipe's)")
     p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
     p.add_argument("--reference", action="store_true", help="train the float net alike too, and write its accuracy beside")

@@ -110,6 +110,8 @@ def test_digits_split_and_range():
     train, test = data.digits(True), data.digits(False)
     assert len(train) + len(test) == 1797 and train.images.shape[1:] == (1, 8, 8)
     assert train.images.max() == 255
+    train, test = data.load("digits-599", True), data.load("digits-599", False)
+    assert len(train) == 1198 and len(test) == 599
 
 
 def test_refuses_unknown_sets():

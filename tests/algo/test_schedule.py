@@ -7,23 +7,23 @@ from seriatim.errors import ConfigError
 
 
 def test_golden_stick_closed_form_at_every_epoch():
-    """T = t_start_val * t_factor^(min(epoch, floor(E t_end)) - floor(E t_start)), once past it."""
-    epochs, start, end, first, factor = 100, 0.2, 0.6, 1.0, 1.2
+    """T / t_start_val = t_factor^(min(epoch, floor(E t_end)) - floor(E t_start)), once past it."""
+    epochs, start, end, factor = 100, 0.2, 0.6, 1.2
     for epoch in range(epochs):
         if epoch <= 20:
-            expected = first
+            expected = 1
         else:
-            expected = first * factor ** (min(epoch, 60) - 20)
-        found = schedule.golden_stick(epoch, epochs, start, end, first, factor)
+            expected = factor ** (min(epoch, 60) - 20)
+        found = schedule.golden_stick(epoch, epochs, start, end, factor)
         assert math.isclose(found, expected)
 
 
-def test_exponential_window_edges():
-    assert schedule.exponential(39, 100, 0.4, 0.9, 1.05) == 1
-    assert schedule.exponential(40, 100, 0.4, 0.9, 1.05) == 1
-    assert math.isclose(schedule.exponential(41, 100, 0.4, 0.9, 1.05), 1.05)
-    assert math.isclose(schedule.exponential(90, 100, 0.4, 0.9, 1.05), 1.05**50)
-    assert schedule.exponential(100, 100, 0.4, 0.9) == schedule.exponential(90, 100, 0.4, 0.9)
+def test_authors_window_edges():
+    assert schedule.window(39, 100, 0.4, 0.9, 1.05) == 1
+    assert schedule.window(40, 100, 0.4, 0.9, 1.05) == 1
+    assert math.isclose(schedule.window(41, 100, 0.4, 0.9, 1.05), 1.05)
+    assert math.isclose(schedule.window(90, 100, 0.4, 0.9, 1.05), 1.05**50)
+    assert schedule.window(100, 100, 0.4, 0.9) == schedule.window(90, 100, 0.4, 0.9)
 
 
 def test_one_cycle_rises_and_falls_to_nothing():

@@ -9,9 +9,9 @@ from seriatim.algo import recipes, train, trained
 from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images, digits
 from seriatim.algo.layers import SLB
-from seriatim.algo.nets import build, quantize_, set_hard, set_temperature, slb_weights
+from seriatim.algo.nets import build, quantize_, set_hard
 from seriatim.algo.recipes import Recipe
-from seriatim.algo.train import Run, Trainer, accuracy, calibrate, fit, read_state, undecided
+from seriatim.algo.train import Run, Trainer, accuracy, calibrate, fit, read_state
 from seriatim.errors import CheckpointError, ConfigError, DataError
 
 RECIPE = Recipe(((8, 3),), batch=64, rate=5e-3, optimizer="adam", weight_decay=0, calibration=256,
@@ -113,21 +113,10 @@ def test_measuring_leaves_the_net_as_it_was(part):
     with torch.no_grad():
         net(torch.from_numpy(part.images).float())
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    found = trainer.measure(8)
+    found = trainer.measure()
     assert found.keys() == {"test", "gap"} and 0 <= found["test"] <= 1
     assert same(before, net.state_dict()) and net.training and not net.conv1.quantiser.hard
     assert all(m.momentum == 0.1 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
-
-
-def test_undecided_weights_are_counted():
-    net = low_bit()
-    for module in slb_weights(net):
-        module.logits.data.fill_(1.0)
-    assert undecided(net) == 0
-    set_temperature(net, 10.0)
-    assert undecided(net) == 1
-    net.conv1.quantiser.logits.data[0].fill_(1000.0)
-    assert 0 < undecided(net) < 1
 
 
 def test_calibration_is_batch_norm_on_argmax_weights(part):
