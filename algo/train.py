@@ -5,7 +5,7 @@ import io
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError
 from seriatim.sim import files
 
-STATE_VERSION = 3
+STATE_VERSION = 2
 
 @dataclass(frozen=True)
 class Run:
@@ -222,7 +222,8 @@ class Trainer:
     def _found(self) -> dict:
         """The state at `path`, of this very run."""
         state = read_state(self.path)
-        wanted, found = self._identity(), state["identity"]
+        defaults = {field.name: field.default for field in fields(Recipe)}  # fields that the recipe had not got then
+        wanted, found = self._identity(), defaults | state["identity"]
         differing = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
         if differing:
             has, asked = ({k: which.get(k) for k in differing} for which in (found, wanted))
@@ -233,7 +234,7 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.temperature is not None:
-            self.temperature.load_state_dict(state["temperature"])
+            self.temperature.load_state_dict(state.get("temperature"))
         self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
         self.sums.copy_(state["sums"])
         self.seconds = state["seconds"]

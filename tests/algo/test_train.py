@@ -94,6 +94,9 @@ def test_resuming_refuses_other_runs_and_damaged_files(tmp_path, part):
     with pytest.raises(CheckpointError, match="holds a run of.*sizes.*not of"):
         fit(low_bit(), part, RECIPE, path, log=quiet)
     state = torch.load(path)
+    older = {k: v for k, v in state["identity"].items() if k not in ("hard_from", "window")}
+    torch.save({**state, "identity": older}, path)
+    assert len(fit(low_bit(), part, replace(RECIPE, sizes=((8, 1),)), path, log=quiet)) == 1
     torch.save({**state, "version": 1}, path)
     with pytest.raises(CheckpointError, match="version 1"):
         fit(low_bit(), part, RECIPE, path, log=quiet)
