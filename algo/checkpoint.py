@@ -2,7 +2,8 @@
 
     magic "SRTMCKPT", uint32 length of the header, JSON header, packed arrays, sha256 of all before it
 
-The header lists net, quantisation, metadata and, for each array, its place, shape and kind. Weight
+The header lists net (its graph too, where that is no net of this package), quantisation, metadata and, for each array, its
+place, shape and kind. Weight
 codes are packed least significant plane first, eight codes of one plane to a byte; everything else
 (batch norms, biases, scales) is float32.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seriatim.algo.graph import GraphNet
 from seriatim.algo.layers import SLB
 from seriatim.algo.nets import Net, build, quantize_, set_hard
 from seriatim.algo.slb import SLBWeight, UniformWeight
@@ -119,7 +121,7 @@ def save(net: Net, metadata: Metadata, path: Path) -> Path:
     for entry, raw in parts:
         entries.append({**entry, "at": place, "bytes": len(raw)})
         place += len(raw)
-    header = {"version": VERSION, "metadata": asdict(metadata), "arrays": entries}
+    header = {"version": VERSION, "metadata": asdict(metadata), "graph": net.spec(), "arrays": entries}
     text = json.dumps(header, separators=(",", ":")).encode()
     body = MAGIC + struct.pack("<I", len(text)) + text + b"".join(raw for _, raw in parts)
     return files.write(path, body + hashlib.sha256(body).digest())
@@ -194,7 +196,9 @@ def load(path: Path, net_name: str | None = None) -> tuple[Net, Metadata]:
     try:
         config = SLB(metadata.w, metadata.a, metadata.first_last)
         with torch.random.fork_rng():
-            net = quantize_(build(metadata.net, metadata.classes), config)
+            graph = header.get("graph")
+            net = GraphNet.from_spec(graph) if graph else build(metadata.net, metadata.classes)
+            quantize_(net, config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     arrays = {entry["name"]: _array(entry, body, path) for entry in header["arrays"]}
@@ -214,6 +218,7 @@ def load(path: Path, net_name: str | None = None) -> tuple[Net, Metadata]:
         elif not name.endswith(("num_batches_tracked", ".logits", "quantiser.weight")):
             raise CheckpointError(f"{path}: {name} is missing; the file is of another version")
     net.load_state_dict(state)
+    net.dataset = metadata.dataset if graph else net.dataset
     set_hard(net)
     return net.eval(), metadata
 

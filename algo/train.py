@@ -368,6 +368,7 @@ def main(args) -> int:
 
     if args.list_recipes:
         return list_recipes()
+    trained.settle(args)
     quantised = args.quant != "float"
     plan = recipes.load(args.recipe) if args.recipe else recipes.default(args.net, quantised)
     plan = plan.changed(epochs=args.epochs, image=args.image, seed=args.seed)

@@ -5,6 +5,7 @@ is what a simulation calls and never takes long.
 """
 
 import dataclasses
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,37 +44,70 @@ def check(net: str, quant: str, w: int, a: int, first_last: int | None = None) -
     return SLB(w, a, first_last)
 
 
+def settle(args) -> None:
+    """Completes a command line: what it does not say of its network is as `--checkpoint` holds it, else resnet18 W1A8 by SLB.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be used.
+    """
+    held = checkpoint.read_metadata(Path(args.checkpoint)) if args.checkpoint else Metadata("resnet18", 1, 8)
+    for name in ("net", "quant", "w", "a", "first_last"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(held, name))
+
+
 def name_of(net: str, quant: str, w: int, a: int, first_last: int | None = None) -> str:
     """File name, without suffix, of a checkpoint: resnet18-slb-w1a8."""
     return f"{net}-{quant}-w{w}a{a}" + (f"-fl{first_last}" if first_last else "")
 
 
-def sample_images(net: str, n: int, image_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 codes (n, C, H, W), int64 labels (n,)) of held-out images, as `net` takes them.
+def sample_images(
+    net: str | Net, n: int, image_size: int | None = None, file: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 codes (n, C, H, W), int64 labels (n,)) of held-out images, as `net` takes them; they repeat where there are fewer.
 
-    The first 256 official Fashion-MNIST test images are shipped, and repeat after the 256th; the
+    Of `file` (`read_samples`), or else of the net's data set: the first 256 official Fashion-MNIST test images are shipped, the
     digits come from scikit-learn.
 
     Raises:
-        ConfigError: an unknown net or n below 1.
+        ConfigError: an unknown net, n below 1, or a data set of which no samples are at hand.
+        DataError: a file that holds no images.
     """
-    if net not in NETS:
-        raise ConfigError(f"net {net!r}: choose one of {', '.join(NETS)}")
+    if isinstance(net, str):
+        if net not in NETS:
+            raise ConfigError(f"net {net!r}: choose one of {', '.join(NETS)}")
+        net = NETS[net]
     if n < 1:
         raise ConfigError(f"{n} images: at least one is needed")
-    found = data.digits(train=False) if NETS[net].dataset == "digits" else _shipped_images()
+    if file is not None:
+        found = read_samples(file)
+    elif net.dataset == "digits":
+        found = data.digits(train=False)
+    elif net.dataset == "fashion-mnist":
+        found = read_samples(SAMPLES)
+    else:
+        raise ConfigError(f"net {net.name}: no images of its data set {net.dataset!r} are at hand; give some by --samples FILE")
     index = np.arange(n) % len(found)
-    images = resize(found.images[index], image_size or NETS[net].image_size)
-    codes = to_channels(images, NETS[net].channels)
+    codes = to_channels(resize(found.images[index], image_size or net.image_size), net.channels)
     return np.ascontiguousarray(codes), found.labels[index]
 
 
-def _shipped_images() -> Images:
+def read_samples(path: Path) -> Images:
+    """Images of a NumPy archive: `images`, uint8 (N, C, H, W), and `labels` (N,).
+
+    Raises:
+        DataError: missing, damaged, or without such arrays.
+    """
+    form = "a NumPy archive (.npz) of images, uint8 (N, C, H, W), and labels (N,)"
     try:
-        with np.load(SAMPLES) as content:
-            return Images(content["images"], content["labels"].astype(np.int64), 10, "fashion-mnist")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{SAMPLES}: {error}; install the package again") from error
+        with np.load(path) as content:
+            images, labels = content["images"], content["labels"].astype(np.int64)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: {error}; samples are {form}: give such a file, or install the package again if it is its own"
+                        ) from error
+    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1] or not len(images):
+        raise DataError(f"{path}: images {images.dtype} {images.shape}, labels {labels.shape}; samples are {form}")
+    return Images(images, labels, int(labels.max()) + 1, Path(path).stem)
 
 
 def write_samples(path: Path = SAMPLES, count: int = 256) -> None:
@@ -293,17 +327,17 @@ def load_net(
         ConfigError: an unknown net or quantiser, or a width outside 1..8.
         CheckpointError: a checkpoint that cannot be used.
     """
-    config = check(net, quant, w, a, first_last)
     name = name_of(net, quant, w, a, first_last) + ".ckpt"
     if path is not None:
         model, metadata = checkpoint.load(Path(path), net)
-        found = metadata.w, metadata.a, metadata.first_last
-        if found != (w, a, first_last):
+        found = metadata.quant, metadata.w, metadata.a, metadata.first_last
+        if found != (quant, w, a, first_last):
             raise ConfigError(
-                f"{path}: W, A, FIRST_LAST = {found}, but {(w, a, first_last)} were asked for; ask "
+                f"{path}: QUANT, W, A, FIRST_LAST = {found}, but {(quant, w, a, first_last)} were asked for; ask "
                 "for what it holds or name another checkpoint"
             )
     else:
+        config = check(net, quant, w, a, first_last)
         for candidate in (SHIPPED / name, Path(folder) / name):
             if candidate.exists():
                 return checkpoint.load(candidate, net)
@@ -335,7 +369,7 @@ def _short(net: str, config: SLB, folder: Path, log, progress) -> tuple[Net, Met
         train, test = data.load(dataset, True), data.load(dataset, False)
     except DataError as error:
         log(f"{error}; only the shipped sample is used")
-        train = test = _shipped_images()
+        train = test = read_samples(SAMPLES)
     fields = {"epochs": 1, **NETS[net].short}
     recipe = Recipe(
         ((size, fields.pop("epochs")),), rate=1e-3, weight_decay=0.0, optimizer="adam", tau=(0.05, 0.003),

@@ -132,10 +132,11 @@ def summary(artefact: Artefact) -> list[str]:
 
 def main_compile(args) -> None:
     """`seriatim compile`: the network of the command line, for one image, into `artefact.zip` in the folder `--out`."""
-    from seriatim.algo.trained import load_or_train, name_of
+    from seriatim.algo.trained import load_or_train, name_of, settle
     from seriatim.compiler.codegen import generate
     from seriatim.sim.driver import config_of
 
+    settle(args)
     config, path = config_of(args), Path(args.checkpoint) if args.checkpoint else None
     network, metadata = load_or_train(args.net, args.quant, args.w, args.a, args.first_last, image_size=args.image, path=path)
     example = np.zeros((1, network.channels, network.image_size, network.image_size), np.int32)

@@ -83,6 +83,8 @@ def _key(args: argparse.Namespace, config: Config, memory: Memory, checkpoint: P
     parts = {"": Path(seriatim.__file__).parent} | {p: Path(__file__).parent.parent / p for p in SOURCES if p}
     said = [config.hash, args.net, args.quant, args.image, args.images, args.session, asdict(memory)]
     key = hashlib.sha256(json.dumps(said).encode() + checkpoint.read_bytes())
+    if args.samples:
+        key.update(Path(args.samples).read_bytes())
     for part in SOURCES:
         for path in sorted(parts[part].rglob("*.py")):
             key.update(path.read_bytes())

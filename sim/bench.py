@@ -36,7 +36,7 @@ RANDOM_NETS = 60
 def _shipped(net: str, image: int | None, images: int, memory: Memory = PUBLISHED) -> tuple[Run, float]:
     """A shipped W1A8 net on the default machine, and the seconds that compiling it took. Raises MismatchError where a layer
     differs from PyTorch."""
-    args = dict(net=net, quant="slb", w=1, a=8, first_last=None, checkpoint=None, image=image, images=images)
+    args = dict(net=net, quant="slb", w=1, a=8, first_last=None, checkpoint=None, samples=None, image=image, images=images)
     job = Job.load(argparse.Namespace(**args))
     executor = Executor(Config(), opener("rtl", memory))
     start = time.perf_counter()

@@ -80,13 +80,14 @@ class Job:
 
     @classmethod
     def load(cls, args) -> "Job":
-        """The network of the command line (trained, if there is none yet) and its sample images."""
+        """The network of the command line, completed by `settle` (trained, if there is none yet), and its sample images."""
         from seriatim.algo.export import export_integer
-        from seriatim.algo.trained import load_net, sample_images
+        from seriatim.algo.trained import load_net, sample_images, settle
 
+        settle(args)
         net, metadata = load_net(args.net, args.quant, args.w, args.a, args.first_last, path=args.checkpoint)
         network = export_integer(net, args.image)
-        images, labels = sample_images(args.net, args.images, network.image_size)
+        images, labels = sample_images(net, args.images, network.image_size, args.samples)
         return cls(net, network, metadata, images, labels)
 
     def reference(self) -> dict[str, np.ndarray]:
@@ -189,7 +190,7 @@ def main_sim(args) -> int:
     config, memory = config_of(args), memory_of(args)
     open_session = opener(args.session, memory)
     traced = opener(args.session, memory, observe=args.trace)
-    with Step(f"network {args.net} W{args.w}A{args.a} ({args.quant})"):
+    with Step(f"network {args.checkpoint or args.net or ''}"):
         job = Job.load(args)
     with Step(f"compiling for the {config} machine"):
         artefact = job.compile(config, memory)
@@ -198,7 +199,7 @@ def main_sim(args) -> int:
         logits = np.asarray(artefact.run(job.images.astype(np.int32), executor=executor))
     wall_s = time.perf_counter() - start
     speedup = None
-    if args.baseline and args.session != "isa" and executor.runs:
+    if args.baseline and args.session != "isa" and executor.runs and job.net.spec() is None:
         with Step("the same network at W8A8, to compare with"):
             speedup = baseline.speedup(args, config, memory, open_session, reports.counters(executor.runs))
     with Step("comparing every layer with PyTorch"):

@@ -55,7 +55,8 @@ def test_bad_values_quote_value_rule_and_remedy(argv, message, capsys):
 def test_sim_arguments_reach_the_verb(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "load", lambda target: seen.append(target) or seen.append)
-    assert cli.main("sim --net resnet20 --w 2 --a 4 --image 224 --images 3 --first-last 8 --m 14 --session isa".split()) == 0
+    assert cli.main(["sim", "--net", "resnet20", "--quant", "slb", "--w", "2", "--a", "4", "--image", "224", "--images", "3",
+                     "--first-last", "8", "--m", "14", "--session", "isa"]) == 0
     target, args = seen
     assert target == "seriatim.sim.driver:main_sim"
     assert (args.net, args.w, args.a, args.quant, args.image, args.images) == ("resnet20", 2, 4, "slb", 224, 3)

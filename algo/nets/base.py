@@ -30,6 +30,10 @@ class Net(nn.Module):
     task = Classification()
     quantisation: SLB | None = None
 
+    def spec(self) -> dict | None:
+        """What a checkpoint needs to build the float net again, as JSON values; None: its name says it."""
+        return None
+
     def graph(self, x):
         """The layers in order, on Codes or floats."""
         raise NotImplementedError

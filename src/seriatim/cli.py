@@ -37,17 +37,17 @@ def whole(what: str, low: int, high: int | None = None, unit: str = "") -> Calla
 
 def _network(p: argparse.ArgumentParser, extra: tuple[str, ...] = ()) -> None:
     """Which quantised network: shared by train, compile, sim, diverge. `extra`: values of --quant besides the quantisers."""
-    p.add_argument("--net", default="resnet18", metavar="NAME", help="network (default: %(default)s)")
-    p.add_argument("--w", type=whole("the weights' width", 1, 8, "bits"), default=1, metavar="BITS",
-                   help="bits of a weight, 1..8 (default: %(default)s)")
-    p.add_argument("--a", type=whole("the activations' width", 1, 8, "bits"), default=8, metavar="BITS",
-                   help="bits of an activation, 1..8 (default: %(default)s)")
-    p.add_argument("--quant", choices=(*QUANTS, *extra), default="slb", help="quantiser (default: %(default)s)")
+    p.add_argument("--net", metavar="NAME", help="network (default: that of --checkpoint, else resnet18)")
+    p.add_argument("--w", type=whole("the weights' width", 1, 8, "bits"), metavar="BITS",
+                   help="bits of a weight, 1..8 (default: those of --checkpoint, else 1)")
+    p.add_argument("--a", type=whole("the activations' width", 1, 8, "bits"), metavar="BITS",
+                   help="bits of an activation, 1..8 (default: those of --checkpoint, else 8)")
+    p.add_argument("--quant", choices=(*QUANTS, *extra), help="quantiser (default: that of --checkpoint, else slb)")
     p.add_argument("--image", type=whole("the image's edge", 8, 1024, "pixels"), metavar="PIXELS",
                    help="edge of the input image, e.g. 224 (default: the network's own)")
     p.add_argument("--first-last", type=whole("first and last layers' weights", 1, 8, "bits"), metavar="BITS",
                    help="bits of the first and last layers' weights (default: as --w)")
-    p.add_argument("--checkpoint", metavar="FILE", help="trained weights (default: the packaged ones, if there are)")
+    p.add_argument("--checkpoint", metavar="FILE", help="trained net (default: the packaged one, if there is)")
 
 
 def _geometry(p: argparse.ArgumentParser) -> None:
@@ -61,6 +61,8 @@ def _geometry(p: argparse.ArgumentParser) -> None:
 def _run(p: argparse.ArgumentParser) -> None:
     p.add_argument("--images", type=whole("the number of images", 1), default=10, metavar="N",
                    help="images to run (default: %(default)s)")
+    p.add_argument("--samples", metavar="FILE", help="images to run, an .npz of images (N, C, H, W) and labels (default: of the "
+                                                     "network's data set)")
     p.add_argument("--latency", type=whole("the memory's latency", 1, 100_000, "cycles"), default=100, metavar="CYCLES",
                    help="cycles from an address to its first data (default: %(default)s)")
     p.add_argument("--outstanding", type=whole("the outstanding bursts", 1, 64), default=8, metavar="N",

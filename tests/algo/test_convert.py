@@ -2,17 +2,23 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seriatim import cli
+from seriatim.algo import checkpoint
+from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.convert import from_module
 from seriatim.algo.export import agreement, export_integer
 from seriatim.algo.graph import GraphNet
 from seriatim.algo.layers import SLB
 from seriatim.algo.nets import quantize_, set_hard
-from seriatim.errors import ConfigError, ConvertError
+from seriatim.algo.trained import read_samples, settle
+from seriatim.errors import CheckpointError, ConfigError, ConvertError, DataError
+from seriatim.sim.driver import Job
 
 SEED = 7
 
@@ -348,3 +354,43 @@ def test_malformed_architectures_are_refused():
                          ({"nodes": [["x", "layer", ["image"], {"tea": 1}]]}, "with {'tea': 1}")):
         with pytest.raises(ConfigError, match=what):
             GraphNet.from_spec(spec | change)
+
+
+def save(tmp_path, **known):
+    """A checkpoint of a converted net, W2A4, and what it gives for images."""
+    net = quantize_(from_module(trained(VGG), 16, name="own"), SLB(2, 4))
+    x = images(16)
+    net.train()(x)
+    set_hard(net)
+    path = checkpoint.save(net, Metadata("own", 2, 4, classes=5, **known), tmp_path / "own.ckpt")
+    return path, x, net.eval()(x)
+
+
+def command(*argv):
+    return cli.parser().parse_args(["sim", "--images", "2", *map(str, argv)])
+
+
+def test_a_checkpoint_holds_the_architecture(tmp_path):
+    path, x, wanted = save(tmp_path)
+    net, metadata = checkpoint.load(path, "own")
+    assert torch.equal(net(x), wanted) and net.image_size == 16
+    args = command("--checkpoint", path)
+    settle(args)
+    assert (args.net, args.quant, args.w, args.a, args.first_last) == ("own", "slb", 2, 4, None)
+    with pytest.raises(ConfigError, match=r"\('slb', 2, 4, None\), but \('slb', 1, 4, None\) were asked for"):
+        Job.load(command("--checkpoint", path, "--w", 1))
+    with pytest.raises(CheckpointError, match="a checkpoint of own, not of digits"):
+        Job.load(command("--checkpoint", path, "--net", "digits"))
+
+
+def test_a_command_runs_the_users_images(tmp_path):
+    path, x, wanted = save(tmp_path, dataset="mine")
+    with pytest.raises(ConfigError, match="no images of its data set 'mine' are at hand; give some by --samples FILE"):
+        Job.load(command("--checkpoint", path))
+    np.savez(tmp_path / "x.npz", images=x.byte().numpy(), labels=np.arange(3))
+    job = Job.load(command("--checkpoint", path, "--samples", tmp_path / "x.npz"))
+    assert np.array_equal(job.images, x[:2].byte().numpy()) and job.labels.tolist() == [0, 1]
+    for bad in ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(2)}, {"labels": np.zeros(2)}):
+        np.savez(tmp_path / "x.npz", **bad)
+        with pytest.raises(DataError, match="samples are a NumPy archive"):
+            read_samples(tmp_path / "x.npz")

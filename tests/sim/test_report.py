@@ -26,7 +26,13 @@ def sim(folder: Path, *options: str) -> dict:
 def loads(monkeypatch):
     """(w, a) of every network that is loaded in order to be run."""
     seen, load = [], driver.Job.load
-    monkeypatch.setattr(driver.Job, "load", classmethod(lambda cls, args: seen.append((args.w, args.a)) or load(args)))
+
+    def record(cls, args):
+        job = load(args)
+        seen.append((args.w, args.a))
+        return job
+
+    monkeypatch.setattr(driver.Job, "load", classmethod(record))
     return seen
 
 
@@ -70,7 +76,7 @@ def test_without_cycles_there_is_no_speedup(tmp_path, loads, capsys):
 def test_everything_that_matters_is_in_the_key(tmp_path):
     checkpoint = tmp_path / "net.ckpt"
     checkpoint.write_bytes(b"weights")
-    base = dict(net="digits", quant="slb", w=8, a=8, image=None, images=10, session="rtl")
+    base = dict(net="digits", quant="slb", w=8, a=8, image=None, images=10, session="rtl", samples=None)
     config = Config()
 
     def key(config=config, memory=DEFAULT, **other) -> str:
@@ -78,8 +84,8 @@ def test_everything_that_matters_is_in_the_key(tmp_path):
 
     keys = {key(), key(dataclasses.replace(config, wgt_words=1200)), key(memory=Memory(latency=99)),
             key(memory=Memory(outstanding=4))}
-    for other in (dict(net="resnet20"), dict(image=16), dict(images=11)):
+    for other in (dict(net="resnet20"), dict(image=16), dict(images=11), dict(samples=checkpoint)):
         keys.add(key(**other))
-    assert key() in keys and len(keys) == 7
+    assert key() in keys and len(keys) == 8
     checkpoint.write_bytes(b"weighty")
     assert key() not in keys
