@@ -2,52 +2,18 @@
 
 code = clip(floor(y / s + 1/2), lo, hi), straight-through inside the range. The scale is learned
 (Esser et al., "Learned Step Size Quantization", ICLR 2020, section 2) or calibrated by an
-exponential average of a percentile. Tensors travel as `Codes`: integer codes in a float tensor,
-the scale apart, so that no layer multiplies by a scale that requantisation takes up anyway.
+exponential average of a percentile.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from seriatim.errors import ConfigError
+from seriatim.algo.codes import Codes
+from seriatim.algo.quantisers.base import ActivationQuantiser, check_finite
 from seriatim.formats import Format, Kind
-
-
-class Codes(NamedTuple):
-    """Integer codes (in a float tensor), their scale (0-dim tensor) and their format."""
-
-    tensor: torch.Tensor
-    scale: torch.Tensor
-    format: Format
-
-    def read(self, bits: int) -> torch.Tensor:
-        """Codes as a reader of the top `bits` planes sees them; the gradient goes straight through."""
-        drop = self.format.bits - bits
-        if drop <= 0:
-            return self.tensor
-        return _Floor.apply(self.tensor, drop)
-
-    def real(self) -> torch.Tensor:
-        return self.tensor * self.scale
-
 
 CHUNK = 65536
 """Elements for each thread of a CPU that go through all steps of quantising at a time, so that they stay in its cache."""
-
-
-class _Floor(torch.autograd.Function):
-    """floor(2^-drop x), straight through."""
-
-    @staticmethod
-    def forward(ctx, x, drop):
-        ctx.drop = drop
-        return torch.mul(x, 2.0**-drop).floor_()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * 2.0**-ctx.drop, None
 
 
 def _chunks(*tensors: torch.Tensor):
@@ -92,7 +58,7 @@ class _Quantise(torch.autograd.Function):
         return inner, steps, None, None
 
 
-class Activation(nn.Module):
+class Activation(ActivationQuantiser):
     """Quantises a layer's output to `bits` (stored) codes.
 
     Args:
@@ -107,17 +73,17 @@ class Activation(nn.Module):
     """
 
     def __init__(self, bits: int, signed=False, learned=True, percentile=0.9999, momentum=0.05):
-        super().__init__()
-        if not 1 <= bits <= 8:
-            raise ConfigError(f"activations of {bits} bits: choose 1 to 8")
+        super().__init__(bits)
         self.format = Format(Kind.INT if signed else Kind.UINT, bits)
         self.learned, self.percentile, self.momentum = learned, percentile, momentum
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    @property
     def scale(self) -> torch.Tensor:
-        return self.log_scale.exp()
+        return self.log_scale.detach().exp().double()
+
+    def encode(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.floor(y / self.log_scale.exp() + 0.5).clamp_(self.format.lo, self.format.hi).int()
 
     @torch.no_grad()
     def _calibrate(self, y: torch.Tensor) -> None:
@@ -135,9 +101,13 @@ class Activation(nn.Module):
             self.log_scale.lerp_(new, self.momentum)
         self.started.fill_(True)
 
-    def forward(self, y: torch.Tensor) -> Codes:
+    def quantise(self, y: torch.Tensor) -> Codes:
         if self.training and (not self.started or not self.learned):
             self._calibrate(y)
         code = _Quantise.apply(y, self.log_scale, self.format.lo, self.format.hi)
         # the consumers normalise the scale away (batch norm), so LSQ's factor s enters here as one
-        return Codes(code, self.scale.detach(), self.format)
+        return Codes(code, self.log_scale.detach().exp(), self.format)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        check_finite(y, f"{type(self).__name__}: activations")
+        return self.quantise(y).real()

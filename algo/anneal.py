@@ -5,8 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seriatim.algo.nets import set_hard, set_temperature, slb_weights
+from seriatim.algo.quantisers.norm import StateBatchNorm, freeze_
 from seriatim.algo.schedule import WINDOWS, check_temperatures, check_window, temperature
 from seriatim.errors import CheckpointError, ConfigError
 
@@ -127,8 +129,9 @@ class TemperatureScheduler:
 @torch.no_grad()
 def calibrate_batch_norm(model: nn.Module, inputs: Iterable) -> None:
     """Replace the running statistics of every batch norm by plain averages over `inputs` (what `model` takes, or tuples that
-    begin with it), under the weights it has now. Nothing of the calibration stays behind but the statistics."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    begin with it), under the weights it has now. Nothing of the calibration stays behind but the statistics. State batch norms have
+    theirs already."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and not isinstance(m, StateBatchNorm)]
     if not norms:
         return
     modes = {m: m.training for m in model.modules()}
@@ -138,6 +141,7 @@ def calibrate_batch_norm(model: nn.Module, inputs: Iterable) -> None:
         norm.momentum = None
     try:
         model.train()
+        freeze_(model)
         for x in inputs:
             model(x[0] if isinstance(x, tuple | list) else x)
     finally:
@@ -169,7 +173,7 @@ def undecided(model: nn.Module) -> float:
     """Share of the SLB weights whose W_c is further than SHARP from W_q; 0 where there are none."""
     far, total = 0, 0
     for module in slb_weights(model):
-        gap = module() - module.integers() / (2**module.bits - 1)
+        gap = module.expectation() - module.integers() / (2**module.bits - 1)
         far += int((gap.abs() > SHARP).sum())
         total += gap.numel()
     return far / max(total, 1)

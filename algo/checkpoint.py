@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from seriatim.algo.graph import GraphNet
-from seriatim.algo.layers import SLB
 from seriatim.algo.nets import Net, build, quantize_, set_hard
+from seriatim.algo.quantisers.scheme import SLB
 from seriatim.algo.slb import SLBWeight, UniformWeight
 from seriatim.errors import CheckpointError, ConfigError
 from seriatim.sim import files

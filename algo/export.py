@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import seriatim.algo.ops  # noqa: F401  registers the operators
-from seriatim.algo.acts import Codes
+from seriatim.algo.codes import Codes
 from seriatim.algo.fold import Folded, Proof, Tail, fold, prove, refine
 from seriatim.algo.layers import IMAGE, AveragePool, Layer, MaxPool
+from seriatim.algo.quantisers.norm import statistics
 from seriatim.errors import ConfigError
 
 LOGIT_UNIT = 2.0**-16
@@ -193,16 +194,16 @@ def _array(t: Tensor) -> np.ndarray:
 
 def _conv(name: str, layer: Layer, x: Codes, residual: Codes | None, out) -> IntegerConv:
     integers = layer.quantiser.integers().contiguous()
-    drop = x.format.bits - layer.read_bits
-    read = x.format.top(layer.read_bits) if drop > 0 else x.format
+    read = x.seen(layer.read_bits)
     bound = _array(integers.abs().flatten(1).sum(1)) * max(abs(read.min_value), read.max_value)
     w_scale = _array(layer.quantiser.scale())
     if layer.bn is None:
-        slope = float(x.scale) * 2.0 ** max(drop, 0) * _array(layer.log_alpha.exp())
+        slope = float(x.unit(layer.read_bits)) * _array(layer.log_alpha.exp())
         shifted = _array(layer.bias)
     else:
-        slope = _array(layer.bn.weight) / np.sqrt(_array(layer.bn.running_var) + layer.bn.eps)
-        shifted = _array(layer.bn.bias) - slope * _array(layer.bn.running_mean)
+        mean, var = statistics(layer.bn)
+        slope = _array(layer.bn.weight) / np.sqrt(_array(var) + layer.bn.eps)
+        shifted = _array(layer.bn.bias) - slope * _array(mean)
     if layer.gives_output:
         unit, tensor = OUTPUT_UNIT[layer.role], out
         (lo, hi), out_format = (LOGIT_RANGE, "int32") if layer.role == "classifier" else ((IMAGE.lo, IMAGE.hi), str(IMAGE))

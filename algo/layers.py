@@ -5,65 +5,23 @@ residual is added before the ReLU, so that the whole tail (batch norm, bias, res
 is one requantisation in the integer network.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from seriatim.algo.acts import Activation, Codes
-from seriatim.algo.slb import MAX_SLB_BITS, TAU_START, SLBWeight, UniformWeight
+from seriatim.algo.codes import Codes
+from seriatim.algo.quantisers.base import ActivationQuantiser, WeightQuantiser
+from seriatim.algo.quantisers.scheme import SLB, Scheme  # noqa: F401  SLB: for those who take it from here
 from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
 
 IMAGE = Format(Kind.UINT, 8)
 """Format of the stem's input: 8-bit pixels."""
 
-SIGNED_BITS = 8
-STREAM_BITS = 8
 OUTPUTS = ("classifier", "image")
 """Roles of layers that give a net's output."""
 
 ROLES = ("stem", "body", *OUTPUTS)
-
-
-@dataclass(frozen=True)
-class SLB:
-    """Quantisation by SLB.
-
-    Args:
-        weight_bits: 1..4 SLB levels, 5..8 uniform int weights.
-        act_bits: 1..8, what every layer but the stem reads.
-        first_last: None, or 8 for int8 weights in the stem and the classifier.
-        tau: temperature that the logits start at.
-        learned_scales: LSQ scales for the activations, else calibrated ones.
-
-    Raises:
-        ConfigError: a width outside 1..8, or first_last neither None nor 8.
-    """
-
-    weight_bits: int = 1
-    act_bits: int = 8
-    first_last: int | None = None
-    tau: float = TAU_START
-    learned_scales: bool = True
-
-    def __post_init__(self):
-        for name, bits in (("W", self.weight_bits), ("A", self.act_bits)):
-            if not isinstance(bits, int) or not 1 <= bits <= 8:
-                raise ConfigError(f"{name}={bits}: widths are 1 to 8 bits; choose one of these")
-        if self.first_last not in (None, 8):
-            raise ConfigError(
-                f"FIRST_LAST={self.first_last}: leave it out (the stem and the classifier get W bits) "
-                "or set 8"
-            )
-
-    def weight(self, layer: "Layer", start: torch.Tensor | None) -> nn.Module:
-        bits = self.first_last if self.first_last and layer.role != "body" else self.weight_bits
-        shape = tuple(layer.shape)
-        if bits <= MAX_SLB_BITS:
-            return SLBWeight(shape, bits, start, self.tau)
-        return UniformWeight(shape, bits, start)
 
 
 def _pair(value, what: str, least: int) -> tuple[int, int]:
@@ -130,23 +88,32 @@ class Layer(nn.Module):
         self.bias = None if bn else nn.Parameter(torch.zeros(cout))
         self.quantiser, self.act, self.log_alpha, self.read_bits = None, None, None, None
 
-    def quantize_(self, config: SLB) -> None:
-        """Put quantisers in, starting at the float weight, which leaves."""
+    def quantize_(self, scheme: Scheme) -> None:
+        """Put quantisers in, starting at the float weight, which leaves. Raises ConfigError: see `quantisers`."""
+        self.adopt(self.quantisers(scheme))
+
+    def quantisers(self, scheme: Scheme | None) -> tuple[WeightQuantiser, ActivationQuantiser | None, int]:
+        """Weight quantiser, output quantiser and the most planes to read, for `adopt`.
+
+        Raises:
+            ConfigError: a scheme that leaves a half float: an integer network has no float layers.
+        """
+        if scheme is None or scheme.weight is None or scheme.act is None:
+            raise ConfigError(
+                "a layer of an integer network cannot stay float: give it a scheme with weights and activations, of 8 bits "
+                "for instance"
+            )
+        act = None if self.gives_output else scheme.output(signed=not self.relu, stream=self.wide)
+        return scheme.weight_quantiser(self.weight), act, IMAGE.bits if self.role == "stem" else scheme.act_bits
+
+    def adopt(self, quantisers: tuple[WeightQuantiser, ActivationQuantiser | None, int]) -> None:
         start, self.weight = self.weight, None
-        self.quantiser = config.weight(self, start)
-        self.read_bits = IMAGE.bits if self.role == "stem" else config.act_bits
+        self.quantiser, self.act, self.read_bits = quantisers
         if self.bn is None:
             with torch.no_grad():
                 fit, channels = self.quantiser(), (1, 2, 3) if self.role != "classifier" else (0, 1, 2, 3)
                 ratio = (start * fit).sum(channels) / fit.square().sum(channels).clamp_min(1e-12)
             self.log_alpha = nn.Parameter(ratio.clamp_min(1e-4).log())
-        if self.gives_output:
-            return
-        if self.relu:
-            stored = max(config.act_bits, STREAM_BITS) if self.wide else config.act_bits
-            self.act = Activation(stored, learned=config.learned_scales)
-        else:
-            self.act = Activation(SIGNED_BITS, signed=True, learned=config.learned_scales)
 
     def forward(self, x, residual=None):
         """Float tensors in a float net; Codes in, Codes (where it gives the net's output: reals) out otherwise."""
@@ -158,13 +125,13 @@ class Layer(nn.Module):
             y = self.bn(y)
         else:
             if quantised:
-                unit = x.scale * 2.0 ** (x.format.bits - self.read_bits) * self.log_alpha.exp()
+                unit = x.unit(self.read_bits) * self.log_alpha.exp()
                 y = y * unit.reshape(-1, 1, 1)
             y = y + self.bias.view(-1, 1, 1)
         if residual is not None:
             y = y + (residual.real() if quantised else residual)
         if quantised:
-            return y if self.act is None else self.act(y)
+            return y if self.act is None else self.act.quantise(y)
         if not self.relu:
             return y
         return torch.relu(y) if self.ceiling is None else y.clamp(0, self.ceiling)
@@ -203,8 +170,8 @@ class AveragePool(nn.Module):
         self.padding = _pair(padding, "padding", 0)
         self.act = None
 
-    def quantize_(self, config: SLB) -> None:
-        self.act = Activation(config.act_bits, learned=config.learned_scales)
+    def quantize_(self, scheme: Scheme) -> None:
+        self.act = scheme.activation()
 
     def forward(self, x):
         y = x if self.act is None else x.real()
@@ -212,7 +179,7 @@ class AveragePool(nn.Module):
             y = y.mean((2, 3), keepdim=True)
         else:
             y = F.avg_pool2d(y, self.kernel, self.stride, self.padding)
-        return y if self.act is None else self.act(y)
+        return y if self.act is None else self.act.quantise(y)
 
 
 class Dropout(nn.Dropout):

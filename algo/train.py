@@ -15,6 +15,7 @@ from seriatim.algo import recipes, schedule
 from seriatim.algo.anneal import TemperatureScheduler, calibrate_batch_norm, discrete, undecided
 from seriatim.algo.data import Images
 from seriatim.algo.nets import Net, set_hard, slb_weights
+from seriatim.algo.quantisers.model import after_step_
 from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError
 from seriatim.sim import files
@@ -163,6 +164,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        after_step_(self.net)
         self.sums += torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one)) * len(y)
         self.step += 1
         self._set_rate()

@@ -17,8 +17,8 @@ from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images
 from seriatim.algo.export import IntegerNetwork, export_integer
 from seriatim.algo.images import resize, to_channels
-from seriatim.algo.layers import SLB
 from seriatim.algo.nets import NETS, Net, build, quantize_
+from seriatim.algo.quantisers.scheme import SLB, Scheme, default_act
 from seriatim.algo.recipes import Plan, Recipe
 from seriatim.algo.slb import SLBWeight, logits_for
 from seriatim.algo.train import Run, accuracy, fit
@@ -31,17 +31,19 @@ SAMPLES = HERE / "samples" / "fashion-mnist-test256.npz"
 CACHE = Path("build/train")
 
 
-def check(net: str, quant: str, w: int, a: int, first_last: int | None = None) -> SLB:
-    """The quantisation that a command names.
+def check(net: str, quant: str, w: int, a: int, first_last: int | None = None, act_quant: str | None = None) -> Scheme:
+    """The quantisation that a command names; without `act_quant` the activations' quantiser is that of `default_act`.
 
     Raises:
-        ConfigError: an unknown net or quantiser, or a width outside 1..8.
+        ConfigError: an unknown net or quantiser, or a width that it has not.
     """
     if net not in NETS:
         raise ConfigError(f"net {net!r}: choose one of {', '.join(NETS)}")
-    if quant != "slb":
-        raise ConfigError(f"quant {quant!r}: this version has slb; choose it")
-    return SLB(w, a, first_last)
+    act = act_quant or default_act(quant)
+    scheme = SLB(w, a, first_last, act=act) if quant == "slb" else Scheme(quant, w, act, a, first_last=first_last)
+    scheme.weight_quantiser(torch.linspace(-1, 1, 1024).view(2, 512))  # has it these widths?
+    scheme.activation()
+    return scheme
 
 
 def settle(args) -> None:
@@ -56,9 +58,10 @@ def settle(args) -> None:
             setattr(args, name, getattr(held, name))
 
 
-def name_of(net: str, quant: str, w: int, a: int, first_last: int | None = None) -> str:
-    """File name, without suffix, of a checkpoint: resnet18-slb-w1a8."""
-    return f"{net}-{quant}-w{w}a{a}" + (f"-fl{first_last}" if first_last else "")
+def name_of(net: str, quant: str, w: int, a: int, first_last: int | None = None, act_quant: str | None = None) -> str:
+    """File name, without suffix, of a checkpoint: resnet18-slb-w1a8, resnet20-dorefa-pact-w4a4."""
+    pair = f"{quant}-{act_quant}" if act_quant and act_quant != default_act(quant) else quant
+    return f"{net}-{pair}-w{w}a{a}" + (f"-fl{first_last}" if first_last else "")
 
 
 def sample_images(

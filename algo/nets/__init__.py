@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from seriatim.algo.layers import SLB, AveragePool, Layer
+from seriatim.algo.layers import Layer
 from seriatim.algo.nets.base import Net
 from seriatim.algo.nets.mobilenet import MobileNetV1, MobileNetV1Half, MobileNetV1Quarter
 from seriatim.algo.nets.plain import AlexNet, AlexNet64, Digits, VGGSmall
 from seriatim.algo.nets.resnet import ResNet18, ResNet20, ResNet34, ResNet50
+from seriatim.algo.quantisers.model import quantize_  # noqa: F401  for those who take it from here
+from seriatim.algo.quantisers.norm import set_hard  # noqa: F401  likewise
 from seriatim.algo.slb import SLBWeight
 from seriatim.errors import ConfigError
 
@@ -37,21 +39,6 @@ def build(name: str, classes: int = 10) -> Net:
     return NETS[name](classes).to(memory_format=torch.channels_last)
 
 
-def quantize_(net: Net, config: SLB) -> Net:
-    """Make a float net low-bit in place, starting at its weights; returns it.
-
-    Raises:
-        ConfigError: the net is quantised already.
-    """
-    if net.quantisation is not None:
-        raise ConfigError(f"{net.name} is quantised already ({net.quantisation}): build a new net")
-    for module in net.modules():
-        if isinstance(module, Layer | AveragePool):
-            module.quantize_(config)
-    net.quantisation = config
-    return net
-
-
 def slb_weights(net: nn.Module) -> list[SLBWeight]:
     return [module for module in net.modules() if isinstance(module, SLBWeight)]
 
@@ -66,12 +53,6 @@ def set_temperature(net: nn.Module, tau: float) -> None:
         raise ConfigError(f"temperature {tau}: it must be positive; use set_hard for the limit 0")
     for module in slb_weights(net):
         module.tau = tau
-
-
-def set_hard(net: nn.Module, hard: bool = True) -> None:
-    """Run the training graph with the argmax weights W_q."""
-    for module in slb_weights(net):
-        module.hard = hard
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from seriatim.algo.acts import Codes
-from seriatim.algo.layers import IMAGE, SLB
+from seriatim.algo.codes import Codes
+from seriatim.algo.layers import IMAGE
+from seriatim.algo.quantisers.scheme import Scheme
 from seriatim.algo.tasks import Classification
 
 
@@ -28,7 +29,7 @@ class Net(nn.Module):
     dataset = "fashion-mnist"
     short: Mapping[str, Any] = MappingProxyType({"images": 2560, "batch": 64})
     task = Classification()
-    quantisation: SLB | None = None
+    quantisation: Scheme | None = None
 
     def spec(self) -> dict | None:
         """What a checkpoint needs to build the float net again, as JSON values; None: its name says it."""

@@ -8,6 +8,7 @@ defines. So the integer form needs no conversion and cannot differ from what was
 import torch
 from torch import Tensor, nn
 
+from seriatim.algo.codes import Codes
 from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
 
@@ -34,6 +35,20 @@ def round_half_up(x: Tensor) -> Tensor:
     return torch.floor(x + 0.5)
 
 
+def elementwise(function, x: Tensor) -> Tensor:
+    """`function` of the elements of x as a flat tensor, in the memory layout of x (searching and indexing would lose it)."""
+    if not (x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))):
+        x = x.contiguous()
+    return function(x.as_strided((x.numel(),), (1,), x.storage_offset())).as_strided(x.shape, x.stride())
+
+
+def place(x: Tensor, thresholds: Tensor) -> Tensor:
+    """How many of the ascending float64 `thresholds` each x has reached (int32), exactly."""
+    edges = thresholds.to(x.device, x.dtype)
+    edges = torch.where(edges.double() < thresholds.to(x.device), torch.nextafter(edges, edges.new_tensor(torch.inf)), edges)
+    return elementwise(lambda flat: torch.bucketize(flat, edges, out_int32=True, right=True), x)
+
+
 def encode(integers: Tensor, form: Format) -> Tensor:
     """Codes (int32) of integer values in a linear format: the inverse of `decode`."""
     if form.kind is Kind.BIPOLAR:
@@ -47,7 +62,7 @@ def decode(codes: Tensor, forms: tuple[Format, ...]) -> Tensor:
         return forms[0].value(codes.long())
     table = torch.tensor([form.values for form in forms], dtype=torch.int64, device=codes.device)
     if len(forms) == 1:
-        return table[0][codes.long()]
+        return elementwise(lambda flat: table[0][flat], codes)
     return table.gather(1, codes.flatten(1).long()).view(codes.shape)
 
 
@@ -84,9 +99,8 @@ def check_finite(tensor: Tensor, what: str) -> None:
         raise ConfigError(f"{what} of type {tensor.dtype}: a quantiser takes floating point; convert with .float()")
     if tensor.numel() == 0:
         raise ConfigError(f"{what} of shape {tuple(tensor.shape)}: there is nothing to quantise; leave this layer out")
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        bad = int((~finite).sum())
+    if not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
+        bad = int((~torch.isfinite(tensor)).sum())
         raise ConfigError(
             f"{what}: {bad} of {tensor.numel()} values are NaN or infinite; training has diverged, "
             "go back to an earlier state with a lower learning rate"
@@ -200,11 +214,12 @@ class MasterWeight(WeightQuantiser):
 
 
 class ActivationQuantiser(nn.Module):
-    """Quantises a layer's output, any shape; one scale for the tensor.
+    """Quantises a layer's output, any shape; one scale for the tensor. A larger code is a larger value.
 
     Attributes:
         bits: of a code.
         format: of the codes.
+        even: code = clip(floor(y / scale + 1/2 + `bias`), lo, hi); else the number of `thresholds` that y has reached.
 
     Raises:
         ConfigError: bits outside `MIN_BITS`..`MAX_BITS`.
@@ -212,6 +227,8 @@ class ActivationQuantiser(nn.Module):
 
     MIN_BITS, MAX_BITS = 1, 8
     format: Format
+    even = True
+    bias = 0.0
 
     def __init__(self, bits: int):
         super().__init__()
@@ -221,9 +238,16 @@ class ActivationQuantiser(nn.Module):
     def observe(self, y: Tensor) -> None:
         """Called with every training batch before it is quantised."""
 
-    def encode(self, y: Tensor) -> Tensor:
-        """int32 codes of finite float64 values."""
+    def thresholds(self) -> Tensor:
+        """(2^bits - 1,) float64, ascending: the smallest y of codes 1, 2, ... where they are not `even`."""
         raise NotImplementedError
+
+    def encode(self, y: Tensor) -> Tensor:
+        """int32 codes of finite values, in the precision that they come in."""
+        if not self.even:
+            return place(y, self.thresholds())
+        scale = self.scale().to(y.device, y.dtype)
+        return torch.floor(y / scale + (0.5 + self.bias)).clamp_(self.format.lo, self.format.hi).int()
 
     @torch.no_grad()
     def codes(self, y: Tensor) -> Tensor:
@@ -233,7 +257,7 @@ class ActivationQuantiser(nn.Module):
             ConfigError: y is empty, no floating point, or holds NaN or infinity.
         """
         check_finite(y, f"{type(self).__name__}: activations")
-        return self.encode(y.double())
+        return self.encode(y)
 
     def scale(self) -> Tensor:
         """0-dim float64."""
@@ -247,6 +271,15 @@ class ActivationQuantiser(nn.Module):
     def real(self, y: Tensor) -> Tensor:
         """The quantised y in float64: scale * format.values[code]."""
         return decode(self.codes(y), (self.format,)).double() * self.scale()
+
+    def quantise(self, y: Tensor) -> Codes:
+        """y as `Codes`, for this project's layers: values and scale apart, unchecked."""
+        if self.training:
+            self.observe(y.detach())
+        scale = self.scale().to(y.device, y.dtype)
+        with torch.no_grad():
+            values = decode(self.encode(y), (self.format,)).to(y.dtype)
+        return Codes(straight(self.surrogate(y) / scale, values), scale, self.format)
 
     def forward(self, y: Tensor) -> Tensor:
         """The quantised y in its dtype.

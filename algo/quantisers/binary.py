@@ -77,6 +77,7 @@ class SignActivation(ActivationQuantiser):
 
     MAX_BITS = 1
     format = BIPOLAR1
+    bias = 0.5
 
     def __init__(self, bits: int = 1):
         super().__init__(bits)

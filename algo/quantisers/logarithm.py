@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from seriatim.algo.quantisers.base import ActivationQuantiser, MasterWeight
+from seriatim.algo.quantisers.base import ActivationQuantiser, MasterWeight, place
 from seriatim.errors import ConfigError
 from seriatim.formats import LOG_FRACTION_BITS, Format, Kind
 
@@ -45,7 +45,7 @@ def thresholds(first: int, step: int, count: int) -> Tensor:
 
 def magnitude_codes(x: Tensor, first: int, step: int, count: int) -> Tensor:
     """Codes 0 to `count` of float64 magnitudes: round((16 log2 x - first) / step) + 1, half up, clipped."""
-    return torch.bucketize(x, thresholds(first, step, count).to(x.device), right=True).int()
+    return place(x, thresholds(first, step, count))
 
 
 def log_format(bits: int, step: int, signed: bool) -> Format:
@@ -117,6 +117,7 @@ class LogQuantActivation(ActivationQuantiser):
     """
 
     MAX_BITS = 5
+    even = False
 
     def __init__(self, bits: int, root: int = 1, fsr: int | None = None):
         super().__init__(bits)
@@ -148,8 +149,8 @@ class LogQuantActivation(ActivationQuantiser):
         self.fsr.fill_(largest - errors.index(min(errors)))
         self.started.fill_(True)
 
-    def encode(self, y: Tensor) -> Tensor:
-        return magnitude_codes(y, self._first(), self.step, self._count)
+    def thresholds(self) -> Tensor:
+        return thresholds(self._first(), self.step, self._count)
 
     def scale(self) -> Tensor:
         return torch.tensor(log_scale(self._first(), self.step), dtype=torch.float64)

@@ -112,18 +112,28 @@ class LQNetActivation(ActivationQuantiser):
     """Codebook activations of a learned basis; the gradient passes from 0 to the top level."""
 
     MAX_BITS = MAX_BITS
+    even = False
 
     def __init__(self, bits: int):
         super().__init__(bits)
         self.register_buffer("basis", 2.0 ** torch.arange(bits, dtype=torch.float64)[None])
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
+    def _levels(self) -> tuple[Tensor, float]:
+        """The integer levels, ascending from 0, and their unit: a code is the rank of its level."""
+        levels, unit = tables(self.basis.double().clamp_min(0), 0)
+        return levels[0].sort().values, unit
+
     @property
     def format(self) -> Format:
-        return _format(self.bits, tables(self.basis.double(), 0)[0][0])
+        return _format(self.bits, self._levels()[0])
+
+    def thresholds(self) -> Tensor:
+        levels, unit = self._levels()
+        return (levels[1:] + levels[:-1]).double() / 2 * unit
 
     def scale(self) -> Tensor:
-        return torch.tensor(tables(self.basis.double(), 0)[1], dtype=torch.float64)
+        return torch.tensor(self._levels()[1], dtype=torch.float64)
 
     @torch.no_grad()
     def observe(self, y: Tensor) -> None:
@@ -133,10 +143,6 @@ class LQNetActivation(ActivationQuantiser):
             self.started.fill_(True)
         else:
             self.basis.lerp_(qem(x, self.basis.double(), 0).to(self.basis.dtype), 1 - MOMENTUM)
-
-    def encode(self, y: Tensor) -> Tensor:
-        levels, unit = tables(self.basis.double(), 0)
-        return nearest(y.reshape(1, -1) / unit, levels).view(y.shape).int()
 
     def surrogate(self, y: Tensor) -> Tensor:
         top = float(self.scale()) * max(self.format.values)

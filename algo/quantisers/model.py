@@ -1,59 +1,62 @@
-"""Quantisers in any PyTorch module: its linear and convolution layers, in place.
+"""`quantize_`: quantisers in any PyTorch module, in place.
 
-The nets of this project, which become integer networks, have `seriatim.algo.nets.quantize_` instead.
+This project's nets, which become integer networks, pass codes between their `Layer`s; in any other module the linear and
+convolution layers quantise their inputs and weights and pass real values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seriatim.algo.layers import AveragePool, Layer
 from seriatim.algo.quantisers.base import WeightQuantiser
-from seriatim.algo.quantisers.registry import METHODS, activation_quantiser, weight_quantiser
+from seriatim.algo.quantisers.norm import keep_state_
+from seriatim.algo.quantisers.registry import METHODS
+from seriatim.algo.quantisers.scheme import Scheme, schemes
 from seriatim.errors import ConfigError
 
-LAYERS = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+LAYERS = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | TRANSPOSED
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How a layer is quantised: names, widths and options of `registry`; None leaves that half float."""
+def _outputs_first(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight (I, O / groups, ...) as (O, I / groups, ...)."""
+    parts = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    return parts.flatten(0, 1)
 
-    weight: str | None = "slb"
-    weight_bits: int = 1
-    act: str | None = "lsq"
-    act_bits: int = 8
-    weight_options: Mapping = field(default_factory=dict)
-    act_options: Mapping = field(default_factory=dict)
+
+def _inputs_first(weight: Tensor, groups: int) -> Tensor:
+    """The inverse of `_outputs_first`."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class QuantisedLayer(nn.Module):
-    """A linear or convolution layer that quantises its input and its weight; the bias stays float.
+    """A linear or (transposed) convolution layer that quantises its input and its weight; the bias stays float.
 
     In eval mode the weight is the integer form. A method whose weights are normalised gets a learned factor, `gain`,
     that starts at the least-squares fit to the float weight.
 
     Attributes:
-        weight, act: the quantisers, or None.
+        weight, act: the quantisers, or None. The weight's has output channels first.
     """
 
     def __init__(self, layer: nn.Module, scheme: Scheme):
         super().__init__()
         self.weight = self.act = self.gain = None
+        self.transposed = isinstance(layer, TRANSPOSED)
         if scheme.weight is not None:
-            start = layer.weight
-            made = weight_quantiser(scheme.weight, start, scheme.weight_bits, **scheme.weight_options)
-            self.weight = made.to(start.device, start.dtype)
+            start = layer.weight.detach()
+            start = _outputs_first(start, layer.groups) if self.transposed else start
+            self.weight = scheme.weight_quantiser(start).to(start.device, start.dtype)
             if METHODS[scheme.weight].normalised:
                 fit = self.weight.real().to(start.dtype)
-                with torch.no_grad():
-                    gain = (start * fit).sum() / fit.square().sum().clamp_min(1e-12)
+                gain = (start * fit).sum() / fit.square().sum().clamp_min(1e-12)
                 self.gain = nn.Parameter(gain.clamp_min(1e-6))
         if scheme.act is not None:
-            self.act = activation_quantiser(scheme.act, scheme.act_bits, **scheme.act_options).to(layer.weight.device)
+            self.act = scheme.activation().to(layer.weight.device)
         self.layer = layer
         self.train(layer.training)
 
@@ -63,20 +66,28 @@ class QuantisedLayer(nn.Module):
             self.layer.weight = None
 
     def quantised_weight(self) -> Tensor:
+        """The weight as the layer takes it."""
         if self.weight is None:
             return self.layer.weight
         if self.training:
             weight = self.weight()
         else:
             weight = self.weight.inference().to(next(self.weight.parameters()).dtype)
-        return weight if self.gain is None else weight * self.gain
+        weight = weight if self.gain is None else weight * self.gain
+        return _inputs_first(weight, self.layer.groups) if self.transposed else weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """`output_size` as PyTorch's transposed convolutions take it."""
         x = x if self.act is None else self.act(x)
-        weight = self.quantised_weight()
-        if isinstance(self.layer, nn.Linear):
-            return F.linear(x, weight, self.layer.bias)
-        return self.layer._conv_forward(x, weight, self.layer.bias)
+        weight, layer = self.quantised_weight(), self.layer
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, layer.bias)
+        if not self.transposed:
+            return layer._conv_forward(x, weight, layer.bias)
+        dims = weight.ndim - 2
+        extra = layer._output_padding(x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation)
+        run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+        return run(x, weight, layer.bias, layer.stride, layer.padding, extra, layer.groups, layer.dilation)
 
 
 def quantisable(net: nn.Module) -> list[str]:
@@ -87,11 +98,18 @@ def quantisable(net: nn.Module) -> list[str]:
     """
     if isinstance(net, LAYERS):
         raise ConfigError(f"{type(net).__name__} alone cannot be replaced in place: put it into nn.Sequential first")
+    own = [name for name, module in net.named_modules() if isinstance(module, Layer)]
+    if own:
+        if any(module.quantiser is not None for module in net.modules() if isinstance(module, Layer)):
+            raise ConfigError(f"{type(net).__name__} is quantised already ({net.quantisation}): build a new net")
+        return own
     names = {name: module for name, module in net.named_modules() if isinstance(module, LAYERS)}
     if any(isinstance(module, QuantisedLayer) for module in net.modules()):
         raise ConfigError(f"{type(net).__name__} is quantised already: quantise the float net with overrides instead")
     if not names:
-        raise ConfigError(f"{type(net).__name__} has no layer to quantise: it takes nn.Linear and nn.Conv1d to nn.Conv3d")
+        raise ConfigError(
+            f"{type(net).__name__} has no layer to quantise: it takes nn.Linear, nn.Conv1d to nn.Conv3d and their transposes"
+        )
     owners: dict[int, str] = {}
     for name, module in names.items():
         other = owners.setdefault(id(module.weight), name)
@@ -103,40 +121,66 @@ def quantisable(net: nn.Module) -> list[str]:
     return list(names)
 
 
-def quantize_(net: nn.Module, scheme: Scheme, *, overrides: Mapping[str, Scheme | None] | None = None, first_last: bool = True):
+def quantize_(
+    net: nn.Module,
+    scheme: Scheme,
+    *,
+    overrides: Mapping[str, Scheme | None] | None = None,
+    first_last: int | bool | None = None,
+) -> nn.Module:
     """Quantise the layers of any module in place, starting at their float weights; returns it.
 
-    Each layer's input is quantised, but not the first one's, which is the net's (an override for it is taken as it stands).
+    In this project's nets each layer's output is quantised, to codes. In other modules each layer's input is, but not the
+    first one's, which is the net's (an override for it is taken as it stands).
 
     Args:
-        overrides: shell-style patterns of layer names to a scheme of their own, or None to leave them float; of several that
-            match the last one counts.
-        first_last: False leaves the first and the last layer float, where no override says otherwise.
+        overrides: more of `scheme.overrides`. first_last: in place of `scheme.first_last`.
 
     Raises:
-        ConfigError: as `quantisable` and the registry; a pattern that matches no layer. `net` is then as it was.
+        ConfigError: as `quantisable` and the registry; a pattern that matches no layer; a layer of this project's nets that is
+            to stay float. `net` is then as it was.
     """
-    names, overrides = quantisable(net), dict(overrides or {})
-    for pattern in overrides:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"override {pattern!r} matches no layer: there are {', '.join(names)}")
-    chosen: dict[str, Scheme] = {}
-    for i, name in enumerate(names):
-        own = replace(scheme, act=None) if i == 0 else scheme
-        if not first_last and i in (0, len(names) - 1):
-            own = None
-        for pattern, other in overrides.items():
-            own = other if fnmatchcase(name, pattern) else own
-        if own is not None:
-            chosen[name] = own
-    made = {net.get_submodule(name): QuantisedLayer(net.get_submodule(name), own) for name, own in chosen.items()}
+    names = quantisable(net)
+    scheme = replace(scheme, overrides={**scheme.overrides, **(overrides or {})})
+    if first_last is not None:
+        scheme = replace(scheme, first_last=first_last)
+    codes = isinstance(net.get_submodule(names[0]), Layer)
+    (_quantize_codes if codes else _quantize_reals)(net, names, scheme)
+    if scheme.batch_norm == "state":
+        keep_state_(net, discrete=not codes)
+    return net
+
+
+def _quantize_codes(net: nn.Module, names: list[str], scheme: Scheme) -> None:
+    edges = tuple(name for name in names if net.get_submodule(name).role != "body")
+    pools = [name for name, module in net.named_modules() if isinstance(module, AveragePool)]
+    chosen = schemes(names + pools, scheme, edges)
+    prepared = {}
+    for name in names:
+        try:
+            prepared[name] = net.get_submodule(name).quantisers(chosen[name])
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    for name, quantisers in prepared.items():
+        net.get_submodule(name).adopt(quantisers)
+    for name in pools:
+        net.get_submodule(name).quantize_(chosen[name] or scheme)
+    net.quantisation = scheme
+
+
+def _quantize_reals(net: nn.Module, names: list[str], scheme: Scheme) -> None:
+    chosen = schemes(names, scheme, (names[0], names[-1]))
+    first = chosen[names[0]]
+    if first is not None and not any(fnmatchcase(names[0], pattern) for pattern in scheme.overrides):
+        chosen[names[0]] = replace(first, act=None)
+    layers = {name: net.get_submodule(name) for name, own in chosen.items() if own is not None}
+    made = {layer: QuantisedLayer(layer, chosen[name]) for name, layer in layers.items()}
     for path, module in list(net.named_modules(remove_duplicate=False)):
         if module in made:
             parent, _, name = path.rpartition(".")
             setattr(net.get_submodule(parent), name, made[module])
     for layer in made.values():
         layer.adopt()
-    return net
 
 
 def per_layer(net: nn.Module, scheme: Scheme, widths: list[int]) -> dict[str, Scheme]:
@@ -148,8 +192,9 @@ def per_layer(net: nn.Module, scheme: Scheme, widths: list[int]) -> dict[str, Sc
     names = quantisable(net)
     if len(widths) != len(names):
         raise ConfigError(f"{len(widths)} widths for {len(names)} layers: give one for each of {', '.join(names)}")
-    schemes = [replace(scheme, weight_bits=bits, act_bits=bits) for bits in widths]
-    return {name: s if i else replace(s, act=None) for i, (name, s) in enumerate(zip(names, schemes))}
+    own = [replace(scheme, weight_bits=bits, act_bits=bits, overrides={}) for bits in widths]
+    codes = isinstance(net.get_submodule(names[0]), Layer)
+    return {name: s if i or codes else replace(s, act=None) for i, (name, s) in enumerate(zip(names, own))}
 
 
 def after_step_(net: nn.Module) -> None:

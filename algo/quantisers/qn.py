@@ -13,12 +13,14 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from seriatim.algo.codes import Codes
 from seriatim.algo.quantisers.base import (
     ActivationQuantiser,
     MasterWeight,
     check_finite,
     encode,
     levels_format,
+    place,
 )  # fmt: skip
 from seriatim.errors import ConfigError
 from seriatim.formats import Format
@@ -100,9 +102,9 @@ class Sigmoids(nn.Module):
         return self.alpha * (total + self.levels[0])
 
     @torch.no_grad()
-    def places(self, x: Tensor) -> Tensor:
-        """Index of the level of each x: how many thresholds beta x has reached."""
-        return torch.bucketize(x.double() * self.beta.double(), self.biases.double(), right=True)
+    def thresholds(self) -> Tensor:
+        """(levels - 1,) float64: the x of the steps."""
+        return self.biases.double() / self.beta.double()
 
 
 class QNWeight(MasterWeight):
@@ -135,9 +137,9 @@ class QNWeight(MasterWeight):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        places = self.sigmoids.places(self.master())
+        places = place(self.master(), self.sigmoids.thresholds())
         if not self.format.linear:
-            return places.int()
+            return places
         return encode(torch.tensor(self.sigmoids.levels, device=places.device)[places], self.format)
 
     def scale(self) -> Tensor:
@@ -163,6 +165,8 @@ class QNActivation(ActivationQuantiser):
     The first training batch sets beta, alpha and the thresholds. `temperature`, `enabled`: see `QNWeight`.
     """
 
+    even = False
+
     def __init__(self, bits: int):
         super().__init__(bits)
         self.sigmoids = Sigmoids(list(range(2**bits)), centred=False)
@@ -178,8 +182,8 @@ class QNActivation(ActivationQuantiser):
             self.sigmoids.start(y.clamp_min(0))
             self.started.fill_(True)
 
-    def encode(self, y: Tensor) -> Tensor:
-        return self.sigmoids.places(y).int()
+    def thresholds(self) -> Tensor:
+        return self.sigmoids.thresholds()
 
     def scale(self) -> Tensor:
         return self.sigmoids.alpha.detach().double()
@@ -187,14 +191,27 @@ class QNActivation(ActivationQuantiser):
     def surrogate(self, y: Tensor) -> Tensor:
         return self.sigmoids.soft(y, self.temperature)
 
-    def forward(self, y: Tensor) -> Tensor:
+    @property
+    def _steps(self) -> bool:
+        return self.enabled and (self.hard or not self.training)
+
+    def _relaxed(self, y: Tensor) -> Tensor:
         if not self.enabled:
             return y
-        if not self.training or self.hard:
-            return super().forward(y)
-        check_finite(y, "QNActivation: activations")
         self.observe(y.detach())
         return self.surrogate(y)
+
+    def quantise(self, y: Tensor) -> Codes:
+        if self._steps:
+            return super().quantise(y)
+        real, scale = self._relaxed(y), self.scale().to(y.device, y.dtype)
+        return Codes(real / scale, scale, self.format)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if self._steps:
+            return super().forward(y)
+        check_finite(y, "QNActivation: activations")
+        return self._relaxed(y)
 
 
 def set_phase_(net: nn.Module, phase: Phase) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from seriatim.algo.acts import Activation
 from seriatim.algo.quantisers.base import ActivationQuantiser, WeightQuantiser, check_bits, check_weight
 from seriatim.algo.quantisers.binary import BinaryConnectWeight, SignActivation, XNORWeight
 from seriatim.algo.quantisers.logarithm import LogQuantActivation, LogQuantWeight
@@ -16,38 +17,51 @@ from seriatim.algo.quantisers.uniform import (
     DoReFaWeight,
     LSQWeight,
     PACTActivation,
-    ScaledActivation,
 )  # fmt: skip
 from seriatim.algo.quantisers.weq import WEQActivation, WEQWeight
 from seriatim.algo.slb import TAU_START, SLBWeight, UniformWeight
 from seriatim.errors import ConfigError
 
 
-def _slb(weight: Tensor, bits: int, tau: float = TAU_START) -> SLBWeight:
-    return SLBWeight(weight.shape, bits, weight, tau)
+def _slb(
+    weight: Tensor,
+    bits: int,
+    tau: float = TAU_START,
+    start: str = "weight",
+    deviation: float | None = None,
+    channel_scale: bool = False,
+) -> SLBWeight:
+    return SLBWeight(weight.shape, bits, weight, tau, start=start, deviation=deviation, channel_scale=channel_scale)
 
 
 def _uniform(weight: Tensor, bits: int) -> UniformWeight:
     return UniformWeight(weight.shape, bits, weight)
 
 
-def _calibrated(bits: int, signed: bool = False) -> ScaledActivation:
-    return ScaledActivation(bits, learned=False, signed=signed)
+def _learned(bits: int, signed: bool = False) -> Activation:
+    return Activation(bits, signed)
+
+
+def _calibrated(bits: int, signed: bool = False) -> Activation:
+    return Activation(bits, signed, learned=False)
 
 
 @dataclass(frozen=True)
 class Method:
     """One published method. `weight(weight, bits, **options)`, `activation(bits, **options)`: None where it has no such half.
-    `normalised`: its weights forget the scale of the float weight, which something behind them must bring back."""
+    `normalised`: its weights forget the scale of the float weight, which something behind them must bring back. `stream`: its
+    activations, of 8 bits, serve for tensors that feed a residual add; `signed`: they may have a sign."""
 
     source: str
     weight: Callable[..., WeightQuantiser] | None = None
     activation: Callable[..., ActivationQuantiser] | None = None
     normalised: bool = False
+    stream: bool = False
+    signed: bool = False
 
 
 METHODS = {
-    "slb": Method("Yang et al., NeurIPS 2020", _slb, ScaledActivation, normalised=True),
+    "slb": Method("Yang et al., NeurIPS 2020", _slb, _learned, normalised=True, stream=True, signed=True),
     "logquant": Method("Miyashita et al., 2016", LogQuantWeight, LogQuantActivation),
     "weq": Method("Park et al., CVPR 2017", WEQWeight, WEQActivation),
     "qn": Method("Yang et al., CVPR 2019", QNWeight, QNActivation),
@@ -55,20 +69,29 @@ METHODS = {
     "xnor": Method("Rastegari et al., ECCV 2016", XNORWeight, SignActivation),
     "dorefa": Method("Zhou et al., 2016", DoReFaWeight, DoReFaActivation, normalised=True),
     "lqnet": Method("Zhang et al., ECCV 2018", LQNetWeight, LQNetActivation),
-    "pact": Method("Choi et al., 2018", None, PACTActivation),
-    "lsq": Method("Esser et al., ICLR 2020", LSQWeight, ScaledActivation),
-    "uniform": Method("straight-through, scale of the largest value", _uniform, _calibrated),
+    "pact": Method("Choi et al., 2018", None, PACTActivation, stream=True),
+    "lsq": Method("Esser et al., ICLR 2020", LSQWeight, _learned, stream=True, signed=True),
+    "uniform": Method("straight-through, scale of the largest value", _uniform, _calibrated, stream=True, signed=True),
 }
+
+
+def method_of(name: str, half: str) -> Method:
+    """The method `name`, which has this half: "weight" or "activation".
+
+    Raises:
+        ConfigError: an unknown name, or a method without that half.
+    """
+    having = ", ".join(n for n, m in METHODS.items() if getattr(m, half))
+    if name not in METHODS:
+        raise ConfigError(f"quantiser {name!r}: choose one of {having}")
+    if getattr(METHODS[name], half) is None:
+        raise ConfigError(f"quantiser {name!r} has none for {half}s: choose one of {having}")
+    return METHODS[name]
 
 
 def _maker(name: str, half: str, fixed: int, options: dict) -> Callable:
     """The callable of one half of a method, its options checked; its first `fixed` parameters are no options."""
-    having = ", ".join(n for n, m in METHODS.items() if getattr(m, half))
-    if name not in METHODS:
-        raise ConfigError(f"quantiser {name!r}: choose one of {having}")
-    make = getattr(METHODS[name], half)
-    if make is None:
-        raise ConfigError(f"quantiser {name!r} has none for {half}s: choose one of {having}")
+    make = getattr(method_of(name, half), half)
     known = list(inspect.signature(make).parameters)[fixed:]
     for option in options:
         if option not in known:

@@ -1,10 +1,9 @@
-"""Evenly spaced levels: DoReFa-Net, LSQ, PACT, and the project's own activation as a quantiser."""
+"""Evenly spaced levels: DoReFa-Net, LSQ's weights, PACT."""
 
 import torch
 from torch import Tensor, nn
 
-from seriatim.algo.acts import Activation
-from seriatim.algo.quantisers.base import ActivationQuantiser, MasterWeight, check_finite, round_half_up
+from seriatim.algo.quantisers.base import ActivationQuantiser, MasterWeight, round_half_up
 from seriatim.formats import Format, Kind
 
 
@@ -81,9 +80,6 @@ class DoReFaActivation(ActivationQuantiser):
     def format(self) -> Format:
         return Format(Kind.UINT, self.bits)
 
-    def encode(self, y: Tensor) -> Tensor:
-        return round_half_up(y.clamp(0, 1) * self.format.hi).int()
-
     def scale(self) -> Tensor:
         return torch.tensor(1 / self.format.hi, dtype=torch.float64)
 
@@ -109,40 +105,5 @@ class PACTActivation(ActivationQuantiser):
     def scale(self) -> Tensor:
         return self.alpha.detach().double().clamp_min(1e-12) / self.format.hi
 
-    def encode(self, y: Tensor) -> Tensor:
-        return round_half_up(y / self.scale()).clamp(0, self.format.hi).int()
-
     def surrogate(self, y: Tensor) -> Tensor:
         return torch.where(y >= self.alpha, self.alpha.to(y.dtype), torch.relu(y))
-
-
-class ScaledActivation(ActivationQuantiser):
-    """`acts.Activation`, the nets' own quantiser, behind this interface.
-
-    Args:
-        learned: LSQ's scale, else calibrated by a percentile.
-        signed: int codes instead of uint.
-    """
-
-    def __init__(self, bits: int, learned: bool = True, signed: bool = False):
-        super().__init__(bits)
-        self.inner = Activation(bits, signed=signed, learned=learned)
-
-    @property
-    def format(self) -> Format:
-        return self.inner.format
-
-    def scale(self) -> Tensor:
-        return self.inner.scale.detach().double()
-
-    @torch.no_grad()
-    def codes(self, y: Tensor) -> Tensor:
-        check_finite(y, f"{type(self).__name__}: activations")
-        training = self.inner.training
-        codes = self.inner.eval()(y).tensor.int()
-        self.inner.train(training)
-        return codes
-
-    def forward(self, y: Tensor) -> Tensor:
-        check_finite(y, f"{type(self).__name__}: activations")
-        return self.inner(y).real()

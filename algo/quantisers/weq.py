@@ -17,8 +17,8 @@ from seriatim.algo.quantisers.logarithm import (
     OCTAVE,
     log_format,
     log_scale,
-    magnitude_codes,
     power,
+    thresholds,
 )  # fmt: skip
 from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
@@ -247,7 +247,7 @@ class WEQActivation(ActivationQuantiser):
     A batch without a positive activation leaves them. Straight-through from 0 to the largest level.
     """
 
-    MAX_BITS = 8
+    even = False
 
     def __init__(self, bits: int, max_shift: int = 15):
         super().__init__(bits)
@@ -268,8 +268,8 @@ class WEQActivation(ActivationQuantiser):
         self.fsr.fill_(fsr)
         self.step.fill_(step)
 
-    def encode(self, y: Tensor) -> Tensor:
-        return magnitude_codes(y, int(self.fsr), int(self.step), 2**self.bits - 1)
+    def thresholds(self) -> Tensor:
+        return thresholds(int(self.fsr), int(self.step), 2**self.bits - 1)
 
     def scale(self) -> Tensor:
         return torch.tensor(log_scale(int(self.fsr), int(self.step)), dtype=torch.float64)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from seriatim.algo.acts import Activation, Codes
+from seriatim.algo.acts import Activation
+from seriatim.algo.codes import Codes
 from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
 
@@ -12,10 +13,10 @@ def test_rounds_half_up_and_clips():
     act = Activation(2)
     act.started.fill_(True)
     y = torch.tensor([-1.0, 0.49, 0.5, 1.5, 2.5, 2.49, 9.0])
-    assert act(y).tensor.tolist() == [0, 0, 1, 2, 3, 2, 3]
+    assert act.quantise(y).tensor.tolist() == [0, 0, 1, 2, 3, 2, 3]
     signed = Activation(8, signed=True)
     signed.started.fill_(True)
-    assert signed(torch.tensor([-200.0, -1.5, -0.5, 127.6])).tensor.tolist() == [-128, -1, 0, 127]
+    assert signed.quantise(torch.tensor([-200.0, -1.5, -0.5, 127.6])).tensor.tolist() == [-128, -1, 0, 127]
 
 
 @pytest.mark.parametrize("bits, signed", [(1, False), (4, False), (8, False), (8, True)])
@@ -27,10 +28,10 @@ def test_gradients_are_those_of_lsq(bits, signed):
     with torch.no_grad():
         act.log_scale.fill_(-1.3)
     y = (torch.randn(400, dtype=torch.float64) * 2**bits / 4).requires_grad_()
-    codes = act(y)
+    codes = act.quantise(y)
     grad = torch.randn_like(y)
     codes.real().backward(grad)
-    s, lo, hi = act.scale.item(), act.format.lo, act.format.hi
+    s, lo, hi = act.scale().item(), act.format.lo, act.format.hi
     ratio = y.detach() / s
     inside = (ratio > lo - 0.5) & (ratio < hi + 0.5)
     assert y.grad.allclose(grad * inside)
@@ -44,12 +45,12 @@ def test_starts_near_the_best_step(bits):
     torch.manual_seed(SEED)
     act = Activation(bits)
     y = torch.randn(20000)
-    codes = act.train()(y)
+    codes = act.train().quantise(y)
     assert act.started
     error = (codes.real() - y.clamp_min(0)).square().mean()
     for factor in (0.7, 1.4):
         with torch.no_grad():
-            step = act.scale * factor
+            step = act.scale() * factor
             other = torch.floor(y / step + 0.5).clamp(0, act.format.hi) * step
         assert error <= (other - y.clamp_min(0)).square().mean()
 
@@ -59,7 +60,7 @@ def test_calibrated_scale_follows_the_data():
     act = Activation(8, learned=False, momentum=0.5).train()
     for _ in range(30):
         act(torch.rand(5000) * 4)
-    assert abs(act.scale.item() - 4 / 255) < 0.02 * 4 / 255
+    assert abs(act.scale().item() - 4 / 255) < 0.02 * 4 / 255
     assert not act.log_scale.requires_grad
 
 

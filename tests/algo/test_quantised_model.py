@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from seriatim.algo.nets import build
-from seriatim.algo.quantisers.model import QuantisedLayer, Scheme, after_step_, per_layer, quantisable, quantize_
+from seriatim.algo.quantisers.model import QuantisedLayer, after_step_, per_layer, quantisable, quantize_
 from seriatim.algo.quantisers.qn import Phase, set_phase_
 from seriatim.algo.quantisers.registry import METHODS
+from seriatim.algo.quantisers.scheme import Scheme
 from seriatim.algo.quantisers.weq import layer_widths
 from seriatim.errors import ConfigError
 
@@ -129,8 +129,8 @@ def test_a_module_used_twice_is_replaced_in_both_places():
 def test_a_refused_net_stays_as_it_was():
     net, x = small(), images()
     before = net(x)
-    with pytest.raises(ConfigError, match="9 bits"):
-        quantize_(net, Scheme("lsq", 4, "lsq", 4), overrides={"head": Scheme("lsq", 9)})
+    with pytest.raises(ConfigError, match="8 bits"):
+        quantize_(net, Scheme("lsq", 4, "lsq", 4), overrides={"head": Scheme("logquant", 8)})
     assert torch.equal(net(x), before)
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_quantised_says_why():
     with pytest.raises(ConfigError, match="quantised already"):
         quantize_(quantize_(small(), scheme), scheme)
     with pytest.raises(ConfigError, match="no layer to quantise"):
-        quantize_(build("digits"), scheme)
+        quantize_(nn.Sequential(nn.ReLU()), scheme)
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     with pytest.raises(ConfigError, match="0 and 1 share a weight"):

@@ -191,7 +191,7 @@ def test_float_starts_are_checked(tmp_path, part):
     with pytest.raises(CheckpointError, match="of 7 classes"):
         trained.load_float(path, "digits", 7)
     fit(low_bit(), part, replace(RECIPE, sizes=((8, 1),)), tmp_path / "b.pt", log=quiet)
-    with pytest.raises(CheckpointError, match="digits with SLB.*float digits is asked for"):
+    with pytest.raises(CheckpointError, match="digits with Scheme.*float digits is asked for"):
         trained.load_float(tmp_path / "b.pt", "digits", 10)
     path.write_bytes(path.read_bytes()[:500])
     for damaged in (path, tmp_path / "none.pt"):
@@ -214,7 +214,9 @@ def test_a_recipe_of_another_kind_is_refused():
 def test_commands_refuse_what_does_not_exist():
     for arguments, words in (
         (("vgg", "slb", 1, 8), "'vgg'.*resnet18"),
-        (("digits", "weq", 1, 8), "'weq'.*slb"),
+        (("digits", "gptq", 1, 8), "'gptq'.*slb"),
+        (("digits", "pact", 4, 4), "'pact' has none for weights"),
+        (("digits", "logquant", 8, 4), "8 bits: choose 2 to 6"),
         (("digits", "slb", 9, 8), "W=9"),
         (("digits", "slb", 1, 0), "A=0"),
     ):
