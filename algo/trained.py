@@ -84,8 +84,8 @@ def sample_images(
         raise ConfigError(f"{n} images: at least one is needed")
     if file is not None:
         found = read_samples(file)
-    elif net.dataset == "digits":
-        found = data.digits(train=False)
+    elif net.dataset.startswith("digits"):
+        found = data.load(net.dataset, False)
     elif net.dataset == "fashion-mnist":
         found = read_samples(SAMPLES)
     else:
