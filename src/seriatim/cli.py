@@ -35,6 +35,21 @@ def whole(what: str, low: int, high: int | None = None, unit: str = "") -> Calla
     return convert
 
 
+def number(what: str, low: float, below: float) -> Callable[[str], float]:
+    """A converter for argparse: a number of at least `low` and less than `below`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number: {what} takes {low:g} up to {below:g}") from None
+        if not low <= value < below:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {what} takes {low:g} up to {below:g}, which is excluded")
+        return value
+
+    return convert
+
+
 def _network(p: argparse.ArgumentParser, extra: tuple[str, ...] = ()) -> None:
     """Which quantised network: shared by train, compile, sim, diverge. `extra`: values of --quant besides the quantisers."""
     p.add_argument("--net", metavar="NAME", help="network (default: that of --checkpoint, else resnet18)")
@@ -94,6 +109,18 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="seconds between saved states within an epoch (default: %(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument("--out", metavar="FILE", help="checkpoint to write; states and logs lie beside it")
+
+
+def _compress(p: argparse.ArgumentParser) -> None:
+    _network(p)
+    p.add_argument("--start", metavar="FILE", help="float net whose weights are quantised as they are, as train --quant float writes "
+                                                   "it (default: the low-bit net)")
+    pruned = p.add_mutually_exclusive_group()
+    pruned.add_argument("--prune", type=number("the pruned share", 0, 1), default=0.0, metavar="SHARE",
+                        help="share of each layer's weights, those of smallest magnitude, to leave out (with --start)")
+    pruned.add_argument("--prune-deviations", type=number("the threshold", 0, 10), default=0.0, metavar="X",
+                        help="leave out weights up to so many standard deviations of their layer (with --start)")
+    _out(p)
 
 
 def _compile(p: argparse.ArgumentParser) -> None:
@@ -186,6 +213,8 @@ class Verb:
 VERBS = {
     "train": Verb("train a quantised network", "seriatim.algo.train:main", _train),
     "compile": Verb("compile a network to an artefact", "seriatim.compiler.driver:main_compile", _compile),
+    "compress": Verb("sizes of a network's weights and activations: pruned, quantised, Huffman-coded",
+                     "seriatim.algo.compression:main", _compress),
     "sim": Verb("compile a network, run it on the simulated accelerator, compare, report", "seriatim.sim.driver:main_sim", _sim),
     "diverge": Verb("find the first layer, tile and bit at which two levels differ", "seriatim.sim.diverge:main", _diverge),
     "soak": Verb("run random nets on every level until the time is over", "seriatim.sim.soak:main", _soak),
