@@ -2,7 +2,7 @@
 
 Han et al., "Deep Compression", ICLR 2016, as Park et al. (CVPR 2017, Table 1) apply it: the weights of smallest magnitude leave,
 their places are stored as distances from one weight to the next, the others as codes; both are Huffman-coded layer by layer.
-Counted are the weights and activations of convolutions, fully connected layers and pools; biases and batch norms are not, in either.
+Counted are the weights and activations of convolutions, fully connected layers and pools; biases and batch norms are in neither.
 """
 
 import json
@@ -92,8 +92,8 @@ def keep_largest(weight: Tensor, share: float = 0.0, deviations: float = 0.0) ->
         ConfigError: a share outside 0..1 (1 excluded), negative deviations, both, or no weight that stays.
     """
     if not 0 <= share < 1 or deviations < 0 or (share and deviations):
-        raise ConfigError(f"pruning of a share {share} and of {deviations} deviations: give a share of at least 0 and below 1, or "
-                          "deviations of at least 0, not both")
+        raise ConfigError(f"pruning of a share {share} and of {deviations} deviations: give a share of at least 0 and below 1, "
+                          "or deviations of at least 0, not both")
     size = weight.detach().abs().flatten()
     leave = round(share * size.numel())
     if deviations:
@@ -102,7 +102,7 @@ def keep_largest(weight: Tensor, share: float = 0.0, deviations: float = 0.0) ->
         kept = torch.ones_like(size, dtype=torch.bool)
         kept[size.argsort(stable=True)[:leave]] = False
     if not kept.any():
-        raise ConfigError(f"pruning of a share {share} and of {deviations} deviations leaves no weight of {size.numel()}; prune less")
+        raise ConfigError(f"pruning of {share or f'{deviations} deviations'} leaves no weight of {size.numel()}; prune less")
     return kept.view(weight.shape)
 
 
@@ -212,8 +212,8 @@ def show(found: dict) -> None:
 
     table = Table(box=None, pad_edge=False, title=f"{found['net']} W{found['w']}A{found['a']} ({found['quant']}), KiB",
                   title_justify="left")
-    for column in ("layer", "weights", "kept", "float32", "quantised", "Huffman", "entropy", "bits/weight", "Huffman", "entropy",
-                   "activations", "float32"):
+    for column in ("layer", "weights", "kept", "float32", "quantised", "Huffman", "entropy", "bits", "Huffman bits",
+                   "entropy bits", "act.", "act. float32"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     acts = {row["name"]: row for row in found["activations"]}
     sizes = {row["name"]: row for row in found["weights"]}

@@ -113,8 +113,8 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 def _compress(p: argparse.ArgumentParser) -> None:
     _network(p)
-    p.add_argument("--start", metavar="FILE", help="float net whose weights are quantised as they are, as train --quant float writes "
-                                                   "it (default: the low-bit net)")
+    p.add_argument("--start", metavar="FILE", help="float net whose weights are quantised as they are, as train --quant float "
+                                                   "writes it (default: the low-bit net)")
     pruned = p.add_mutually_exclusive_group()
     pruned.add_argument("--prune", type=number("the pruned share", 0, 1), default=0.0, metavar="SHARE",
                         help="share of each layer's weights, those of smallest magnitude, to leave out (with --start)")

@@ -153,10 +153,11 @@ def test_command(tmp_path, capsys):
     found = json.loads((tmp_path / "compression.json").read_text())
     assert found["net"] == "digits" and {row["code_bits"] for row in found["weights"]} == {1}
     save_float(build("digits"), Metadata("digits", 32, 32, "float"), tmp_path / "float.pt")
-    assert cli.main(["compress", "--net", "digits", "--start", str(tmp_path / "float.pt"), "--w", "4", "--a", "4", "--prune", "0.9",
-                     "--out", str(tmp_path)]) == 0
+    assert cli.main(["compress", "--net", "digits", "--start", str(tmp_path / "float.pt"), "--w", "4", "--a", "4",
+                     "--prune", "0.9", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "compression.json").read_text())
-    assert found["pruned_share"] == 0.9 and found["total_bits"]["kept"] == pytest.approx(0.1 * found["total_bits"]["weights"], abs=4)
+    total = found["total_bits"]
+    assert found["pruned_share"] == 0.9 and total["kept"] == pytest.approx(0.1 * total["weights"], abs=4)
     assert cli.main(["compress", "--net", "digits", "--prune", "0.5", "--out", str(tmp_path)]) == 1
     with pytest.raises(SystemExit):
         cli.main(["compress", "--prune", "1.5"])
