@@ -1,15 +1,9 @@
 """The random layers of `seriatim.sim.random_layers`, evaluated by the big-integer reference."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
+import reference
 
 from seriatim.compiler import ir
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 
 def by_reference(case) -> np.ndarray:

@@ -4,23 +4,18 @@
 fields) and from `_UNIT_RULES` (what the units check: slices, formats, every buffer, the limits of memory, tokens, silence).
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
+import random_programs as programs
 
 from seriatim import isa
 from seriatim.csr import Cause
 from seriatim.errors import MachineError
 from seriatim.isa import Buffer, Output, Queue, Sem
 from seriatim.sim.isasim import Machine, Stop
-
-_spec = importlib.util.spec_from_file_location("random_programs", Path(__file__).with_name("random_programs.py"))
-programs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(programs)
 
 CONFIG, SIZE, PROGRAM = programs.CONFIG, programs.SIZE, programs.PROGRAM
 EVERYWHERE = 0, 0xFFFF_FFFF

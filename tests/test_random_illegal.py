@@ -4,21 +4,17 @@ fault does not write, and the same machine runs a valid program right afterwards
 `python -m pytest tests/test_random_illegal.py --seed N` replays one program.
 """
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+import random_illegal as illegal
 
 from seriatim.csr import Cause
 from seriatim.errors import MachineError
 from seriatim.isa import INSTR_BYTES
 from seriatim.sim.session import Program
 
-_spec = importlib.util.spec_from_file_location("random_illegal", Path(__file__).with_name("random_illegal.py"))
-illegal = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(illegal)
 programs = illegal.programs
 
 COUNT = 1000

@@ -3,11 +3,10 @@
 `python -m pytest tests/test_random_layers.py --seed N` replays one layer; `--first 2000 --count 10000` runs others.
 """
 
-import importlib.util
 from collections import Counter as Tally
 from functools import partial
-from pathlib import Path
 
+import layer_reference
 import numpy as np
 import pytest
 import torch
@@ -19,10 +18,6 @@ from seriatim.errors import SeriatimError
 from seriatim.sim import random_layers as layers
 from seriatim.sim.session import IsaSession, Program
 from seriatim.sim.verilated import MemoryModel
-
-_spec = importlib.util.spec_from_file_location("layer_reference", Path(__file__).with_name("layer_reference.py"))
-layer_reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(layer_reference)
 
 MEMORIES = (MemoryModel(latency=100, outstanding=8), MemoryModel(latency=3, outstanding=2, stall_percent=35, seed=7))
 """Behaviours of the memory behind the RTL: that of the published figures, and one that holds back at random."""

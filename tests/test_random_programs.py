@@ -3,20 +3,14 @@
 `python -m pytest tests/test_random_programs.py --seed N` replays one program.
 """
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import random_programs as programs
 
 from seriatim.csr import ACTIVITY_COUNTERS, Cause, Counter
 from seriatim.errors import MachineError
 from seriatim.isa import INSTR_BYTES
 from seriatim.sim.session import Program
-
-_spec = importlib.util.spec_from_file_location("random_programs", Path(__file__).with_name("random_programs.py"))
-programs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(programs)
 
 COUNT = 400
 """Random programs of `make test`."""

@@ -1,26 +1,14 @@
 """The file that `seriatim emit` writes under cocotb, in Verilator and Icarus: layers against the big-integer reference, a program
 against the ISA simulator."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
+import bench
 import pytest
 
 from seriatim.hw import emit
 from seriatim.sim.random_layers import GEOMETRIES
 
-HERE = Path(__file__).parent
-
-
-def load(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load("bench", HERE / "bench.py")
 CONFIG = GEOMETRIES["2x4x32"]
 pytestmark = [pytest.mark.rtl, pytest.mark.slow]
 ICARUS = pytest.mark.skipif(not shutil.which("iverilog"), reason="needs iverilog (Debian's package; tools/debian.sh installs it)")

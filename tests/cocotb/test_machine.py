@@ -1,24 +1,12 @@
 """The whole accelerator under cocotb, in Verilator and (a small layer) in Icarus."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
+import bench
 import pytest
 
 from seriatim.sim.random_layers import GEOMETRIES
 
-HERE = Path(__file__).parent
-
-
-def load(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load("bench", HERE / "bench.py")
 CONFIG = GEOMETRIES["2x4x32"]
 pytestmark = [pytest.mark.rtl, pytest.mark.slow]
 SEEDS = {

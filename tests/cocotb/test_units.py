@@ -1,9 +1,8 @@
 """The units with a stream or AXI interface under cocotb in Verilator, side by side in one bench."""
 
-import importlib.util
-from pathlib import Path
-
+import bench
 import pytest
+import random_programs as programs
 from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -13,18 +12,6 @@ from seriatim.hw.fetch import Fetch
 from seriatim.hw.load import Load
 from seriatim.hw.store import Store
 
-HERE = Path(__file__).parent
-
-
-def load(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load("bench", HERE / "bench.py")
-programs = load("random_programs", HERE.parent / "random_programs.py")
 pytestmark = [pytest.mark.rtl, pytest.mark.slow]
 
 

@@ -1,8 +1,6 @@
 """Activity counters: the RTL and the ISA simulator against a walk of the steps, one at a time, written from the manual alone."""
 
-import importlib.util
-from pathlib import Path
-
+import execute_bench as bench
 import numpy as np
 import pytest
 
@@ -13,10 +11,6 @@ from seriatim.formats import Kind
 from seriatim.isa import Buffer, Output, Sem
 from seriatim.sim.isasim import Machine
 from seriatim.sim.session import Program
-
-_spec = importlib.util.spec_from_file_location("execute_bench", Path(__file__).parent / "execute_bench.py")
-bench = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(bench)
 
 CONFIG = Config(3, 4, 64, 64, act_words=512, wgt_words=16, prm_words=16, res_words=32, out_words=256, psum_words=16,
                 line_bytes=1024, marks=4, queue=4, outstanding=8)

@@ -5,14 +5,13 @@ What the bus asked for tells which instruction a beat belongs to. `python -m pyt
 one case.
 """
 
-import importlib.util
 from collections import Counter
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+import test_illegal as small
 
 from seriatim import isa
 from seriatim.compiler.codegen import generate
@@ -21,10 +20,6 @@ from seriatim.csr import Cause
 from seriatim.errors import MachineError
 from seriatim.sim import random_layers
 from seriatim.sim.executor import program_of
-
-_spec = importlib.util.spec_from_file_location("test_illegal", Path(__file__).with_name("test_illegal.py"))
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
 
 pytestmark = pytest.mark.rtl
 GEOMETRY = "2x4x32"

@@ -1,19 +1,12 @@
 """The execute unit against the ISA simulator: every word of the out buffer and the psum memory."""
 
-import importlib.util
-from pathlib import Path
-
+import execute_bench as bench
 import numpy as np
 import pytest
 
 from seriatim import isa
 from seriatim.csr import Cause, Counter
 from seriatim.sim.isasim import Machine
-
-_spec = importlib.util.spec_from_file_location("execute_bench", Path(__file__).parent / "execute_bench.py")
-bench = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(bench)
-
 
 pytestmark = [pytest.mark.rtl, pytest.mark.skipif(not bench.tools(), reason="needs verilator and a C++ compiler")]
 SMALL = ["2x4x32", "3x8x32"]

@@ -1,9 +1,7 @@
 """Population count: the compressor tree against Python, and against the body for simulation."""
 
 import ctypes
-import importlib.util
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +9,10 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
+from execute_bench import tools, verilate
 
 from seriatim.hw.convert import to_verilog
 from seriatim.hw.popcount import Popcount
-
-_spec = importlib.util.spec_from_file_location("execute_bench", Path(__file__).parent / "execute_bench.py")
-_bench = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_bench)
-verilate, tools = _bench.verilate, _bench.tools
 
 
 @pytest.mark.unit

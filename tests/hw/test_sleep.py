@@ -1,10 +1,8 @@
 """Units that sleep change nothing: the same programs take the same cycles to the same end where every unit is always clocked."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import random_programs as programs
 
 from seriatim.csr import Counter
 from seriatim.errors import MachineError
@@ -12,10 +10,6 @@ from seriatim.hw.sleep import UNITS, Sleep
 from seriatim.sim.rtl import RtlSession
 from seriatim.sim.session import Program
 from seriatim.sim.verilated import MemoryModel
-
-_spec = importlib.util.spec_from_file_location("random_programs", Path(__file__).parents[1] / "random_programs.py")
-programs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(programs)
 
 COUNT = 100
 MODELS = {"steady": MemoryModel(latency=40), "holding": MemoryModel(latency=3, outstanding=2, stall_percent=30, seed=7),

@@ -1,11 +1,10 @@
 """The Verilated build and its C++ memory, on a small DMA copier that has the accelerator's ports."""
 
-import importlib.util
 import multiprocessing
 import os
 import time
-from pathlib import Path
 
+import copier
 import numpy as np
 import pytest
 
@@ -16,9 +15,6 @@ from seriatim.sim.verilated import Event, MemoryModel, Reason, Resp, Run, Verila
 
 pytestmark = pytest.mark.rtl
 
-_spec = importlib.util.spec_from_file_location("copier", Path(__file__).parent / "copier.py")
-copier = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(copier)
 
 HALF = 1 << 16
 
