@@ -37,7 +37,7 @@ class Metadata:
     Attributes:
         net, quant, w, a, first_last: as on the command line.
         dataset, image_size, classes: what it was trained for.
-        accuracy: of the integer network on the official test images (0..1), or None.
+        accuracy: of the integer network on the official test images (0..1; of an image net the PSNR in dB), or None.
         float_accuracy: of the float net trained alike, or None.
         test_images: how many images both were measured on.
         command: that made it. notes: anything else worth knowing.

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seriatim.algo import superres
 from seriatim.algo.feed import Feed
-from seriatim.algo.images import batches, resize
+from seriatim.algo.images import batches, resize, to_channels
 from seriatim.algo.recipes import Recipe
+from seriatim.algo.superres import Pictures
 from seriatim.errors import ConfigError, DataError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -48,6 +50,12 @@ class Images:
     def feed(self, recipe: Recipe, channels: int, device="cpu", rank: int = 0, world: int = 1) -> Feed:
         """What a training by `recipe` reads: these images shuffled and augmented."""
         return Feed(self.images, self.labels, recipe, channels, device, rank, world)
+
+    def sample(self, count: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` images as a net takes them, uint8 (count, channels, size, size), and their labels; they repeat
+        after the last."""
+        part = self.part(np.arange(count) % len(self)).at(size)
+        return np.ascontiguousarray(to_channels(part.images, channels)), part.labels
 
     def batches(self, batch: int, **kw) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """See `images.batches`."""
@@ -232,8 +240,14 @@ def digits(train: bool, every: int = 5) -> Images:
     return _checked(images[chosen], content.target[chosen], 10, "digits")
 
 
-def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> Images:
-    """The data set `name`: fashion-mnist, cifar-10, digits, digits-599 (another split), or folder (FOLDER/{train,test}/CLASS).
+KINDS = (
+    "fashion-mnist", "cifar-10", "digits", "digits-599", "folder", "pictures-x2", "pictures-x3", "pictures-x4", "pictures-x234",
+)  # fmt: skip
+
+
+def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> Images | Pictures:
+    """The data set `name`: fashion-mnist, cifar-10, digits, digits-599 (another split), folder (FOLDER/{train,test}/CLASS), or
+    pictures-xSCALES (`superres.load`).
 
     Raises:
         ConfigError: an unknown name, or no folder where one is needed.
@@ -245,10 +259,12 @@ def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> 
         return digits(train)
     if name == "digits-599":
         return digits(train, every=3)
-    if name not in ("cifar-10", "folder"):
-        raise ConfigError(f"data set {name!r}: choose fashion-mnist, cifar-10, digits, digits-599 or folder")
+    if name.startswith("pictures"):
+        return superres.load(name, train, folder)
+    if name not in KINDS:
+        raise ConfigError(f"data set {name!r}: choose one of {', '.join(KINDS)}")
     if folder is None:
-        raise ConfigError(f"data set {name}: name its folder by --data-folder")
+        raise ConfigError(f"data set {name}: name its folder by --data")
     if name == "cifar-10":
         return cifar10(train, folder)
     return image_folder(Path(folder) / ("train" if train else "test"), size)

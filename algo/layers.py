@@ -18,8 +18,8 @@ from seriatim.formats import Format, Kind
 IMAGE = Format(Kind.UINT, 8)
 """Format of the stem's input: 8-bit pixels."""
 
-OUTPUTS = ("classifier", "image")
-"""Roles of layers that give a net's output."""
+OUTPUTS = {"classifier": 0.01, "image": 0.001}
+"""Roles of layers that give a net's output: the deviation of the weights that they start at."""
 
 ROLES = ("stem", "body", *OUTPUTS)
 
@@ -81,8 +81,8 @@ class Layer(nn.Module):
         self.ceiling = ceiling
         bn = bn and not self.gives_output
         weight = nn.init.kaiming_normal_(torch.empty(self.shape), mode="fan_out" if bn else "fan_in")
-        if role == "classifier":
-            weight.normal_(0, 0.01)
+        if self.gives_output:
+            weight.normal_(0, OUTPUTS[role])
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.bn = nn.BatchNorm2d(cout) if bn else None
         self.bias = None if bn else nn.Parameter(torch.zeros(cout))

@@ -13,6 +13,11 @@ class Classification:
 
     metric = "accuracy"
 
+    @staticmethod
+    def text(value: float) -> str:
+        """A value of the metric as a reader wants it."""
+        return f"{value:.2%}"
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar to be minimised, the mean over the batch."""
         return F.cross_entropy(output, target)

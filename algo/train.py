@@ -14,7 +14,7 @@ import torch
 from seriatim.algo import recipes, schedule
 from seriatim.algo.anneal import TemperatureScheduler, calibrate_batch_norm, discrete, undecided
 from seriatim.algo.data import Images
-from seriatim.algo.nets import Net, set_hard, slb_weights
+from seriatim.algo.nets import NETS, Net, set_hard, slb_weights
 from seriatim.algo.quantisers.model import after_step_
 from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError
@@ -382,7 +382,8 @@ def main(args) -> int:
         run=Run(args.device, args.save_seconds, progress=not args.quiet),
     )  # fmt: skip
     what = f"{metadata.net} W{metadata.w}A{metadata.a}" if quantised else f"{metadata.net} float"
-    print(f"{what}: {metadata.accuracy:.2%} of {metadata.test_images} held-out images"
+    task = NETS[args.net].task
+    print(f"{what}: {task.metric} {task.text(metadata.accuracy)} on {metadata.test_images} held-out images"
           + (", integer network" if quantised else ""))  # fmt: skip
     return 0
 

@@ -16,7 +16,6 @@ from seriatim.algo import checkpoint, data, recipes
 from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images
 from seriatim.algo.export import IntegerNetwork, export_integer
-from seriatim.algo.images import resize, to_channels
 from seriatim.algo.nets import NETS, Net, build, quantize_
 from seriatim.algo.quantisers.scheme import SLB, Scheme, default_act
 from seriatim.algo.recipes import Plan, Recipe
@@ -67,10 +66,11 @@ def name_of(net: str, quant: str, w: int, a: int, first_last: int | None = None,
 def sample_images(
     net: str | Net, n: int, image_size: int | None = None, file: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 codes (n, C, H, W), int64 labels (n,)) of held-out images, as `net` takes them; they repeat where there are fewer.
+    """(uint8 codes (n, C, H, W), what the net's task compares its answers with: int64 labels (n,)) of held-out images, as `net`
+    takes them; they repeat where there are fewer.
 
     Of `file` (`read_samples`), or else of the net's data set: the first 256 official Fashion-MNIST test images are shipped, the
-    digits come from scikit-learn.
+    digits and the photographs come from scikit-learn.
 
     Raises:
         ConfigError: an unknown net, n below 1, or a data set of which no samples are at hand.
@@ -84,15 +84,13 @@ def sample_images(
         raise ConfigError(f"{n} images: at least one is needed")
     if file is not None:
         found = read_samples(file)
-    elif net.dataset.startswith("digits"):
-        found = data.load(net.dataset, False)
     elif net.dataset == "fashion-mnist":
         found = read_samples(SAMPLES)
+    elif net.dataset.startswith(("digits", "pictures")):
+        found = data.load(net.dataset, False)
     else:
         raise ConfigError(f"net {net.name}: no images of its data set {net.dataset!r} are at hand; give some by --samples FILE")
-    index = np.arange(n) % len(found)
-    codes = to_channels(resize(found.images[index], image_size or net.image_size), net.channels)
-    return np.ascontiguousarray(codes), found.labels[index]
+    return found.sample(n, image_size or net.image_size, net.channels)
 
 
 def read_samples(path: Path) -> Images:
@@ -212,7 +210,7 @@ def finish(
 ) -> Metadata:
     """Measure the integer network on `test`, pack the net into `path`; returns the full metadata."""
     share = accuracy(net.cpu(), test, metadata.image_size)
-    log(f"integer network: {share:.4f} of {len(test)} test images right")
+    log(f"integer network: {net.task.metric} {net.task.text(share)} on {len(test)} test images")
     metadata = dataclasses.replace(metadata, accuracy=share, test_images=len(test))
     checkpoint.save(net, metadata, path)
     log(f"{path}: {path.stat().st_size} bytes")

@@ -70,13 +70,14 @@ class Step:
 
 @dataclasses.dataclass
 class Job:
-    """A trained net, its integer network, and the images that it is to be run on: integer codes (N, C, H, W) and labels."""
+    """A trained net, its integer network, and the images that it is to be run on: integer codes (N, C, H, W) and what the net's
+    task compares the answers with (a classifier's labels)."""
 
     net: "Net"
     network: "IntegerNetwork"
     metadata: "Metadata"
     images: np.ndarray
-    labels: np.ndarray
+    targets: np.ndarray
 
     @classmethod
     def load(cls, args) -> "Job":
@@ -87,8 +88,8 @@ class Job:
         settle(args)
         net, metadata = load_net(args.net, args.quant, args.w, args.a, args.first_last, path=args.checkpoint)
         network = export_integer(net, args.image)
-        images, labels = sample_images(net, args.images, network.image_size, args.samples)
-        return cls(net, network, metadata, images, labels)
+        images, targets = sample_images(net, args.images, network.image_size, args.samples)
+        return cls(net, network, metadata, images, targets)
 
     def reference(self) -> dict[str, np.ndarray]:
         """Codes of every layer by name, from PyTorch."""
@@ -97,6 +98,13 @@ class Job:
         with torch.no_grad():
             codes = self.network.codes(torch.from_numpy(self.images.astype(np.int32)))
         return {name: tensor.numpy() for name, tensor in codes.items()}
+
+    def measure(self, output: np.ndarray) -> float:
+        """The metric of the net's task for what the integer network gave."""
+        import torch
+
+        answer = self.net.answer(torch.from_numpy(output)) * self.network.unit
+        return float(self.net.task.measure(answer, torch.from_numpy(self.targets)))
 
     def differences(self, runs: list[Run], logits: np.ndarray) -> list[str]:
         """Names of the layers, and "the logits", of which an element differs from PyTorch."""
@@ -152,13 +160,12 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
             live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
             layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name], agreement[layer.name]))
     total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedup)
-    classes = logits.reshape(len(logits), -1).argmax(1)
     seconds = sum(run.counts.wall_s for run in runs)
     return {
         "net": args.net, "quant": args.quant, "w": args.w, "a": args.a, "first_last": args.first_last,
         "image": job.network.image_size, "images": len(job.images), "level": args.session,
         "bit_exact": all(equal.values()) and bool(np.array_equal(logits, reference[last])),
-        "accuracy": {"rtl_images": len(job.labels), "rtl_correct": int((classes == job.labels).sum()),
+        "accuracy": {"metric": job.net.task.metric, "rtl_images": len(job.images), "rtl": job.measure(logits),
                      "held_out_images": job.metadata.test_images, "held_out": job.metadata.accuracy,
                      "float_held_out": job.metadata.float_accuracy, "dataset": job.metadata.dataset,
                      "trained_at": job.metadata.image_size},

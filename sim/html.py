@@ -6,6 +6,7 @@ from pathlib import Path
 import jinja2
 
 from seriatim.sim import files
+from seriatim.sim import report as reports
 
 COLOURS = 6
 """Events of energy with a colour of their own."""
@@ -89,7 +90,7 @@ def render(report: dict) -> str:
     """The page of a report, as `sim.driver` builds them. Every string in it is escaped."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"si": si, "percent": percent}
+    environment.filters |= {"si": si, "percent": percent, "here": reports.here, "measured": reports.measured}
     peak = report["totals"]["peak_binary_macs_per_cycle"]
     return environment.get_template("report.html.j2").render(
         report=report, total=report["totals"], layers=report["layers"], config=report["config"], accuracy=report["accuracy"],

@@ -121,9 +121,8 @@ def show(report: dict) -> None:
     accuracy = report["accuracy"]
     print(f"bit-exact: {'every element of every layer equals PyTorch' if report['bit_exact'] else 'NO'}")
     if accuracy["rtl_images"]:
-        print(f"accuracy: {accuracy['rtl_correct']} of {accuracy['rtl_images']} images here; "
-              f"held out {_percent(accuracy['held_out'])} of {accuracy['held_out_images']:,} images "
-              f"(float net {_percent(accuracy['float_held_out'])})")
+        print(f"{accuracy['metric']}: {here(accuracy)} here; held out {measured(accuracy, 'held_out')} of "
+              f"{accuracy['held_out_images']:,} images (float net {measured(accuracy, 'float_held_out')})")
     for row in report["cpu_fallback"]:
         print(f"on the CPU: {row['name']} ({row['op']}): {row['reason']}")
     if not report["cpu_fallback"]:
@@ -155,8 +154,20 @@ def _figures(report: dict) -> None:
           + ": it gains at 1 and 2 weight bits and loses at 8")
 
 
-def _percent(share) -> str:
-    return "unknown" if share is None else f"{share:.2%}"
+def measured(accuracy: dict, name: str) -> str:
+    """A figure of a report's `accuracy` as text: a share of right answers in per cent, another metric in dB."""
+    value = accuracy[name]
+    if value is None:
+        return "unknown"
+    return f"{value:.2%}" if accuracy["metric"] == "accuracy" else f"{value:.2f} dB"
+
+
+def here(accuracy: dict) -> str:
+    """What the images of this run gave, as text."""
+    number = accuracy["rtl_images"]
+    if accuracy["metric"] == "accuracy":
+        return f"{round(accuracy['rtl'] * number)} of {number} images"
+    return f"{measured(accuracy, 'rtl')} over {number} images"
 
 
 def main(args) -> None:

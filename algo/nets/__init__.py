@@ -1,6 +1,6 @@
 """The nets: one definition each, float until `quantize_` makes it low-bit.
 
-`forward` takes float images holding the codes 0..255 and gives logits (N, classes). The first layer
+`forward` takes float images holding the codes 0..255 and gives logits (N, classes), or an image. The first layer
 reads pixels as they are; its batch norm does what a normalisation of the input would do.
 """
 
@@ -14,6 +14,7 @@ from seriatim.algo.nets.base import Net
 from seriatim.algo.nets.mobilenet import MobileNetV1, MobileNetV1Half, MobileNetV1Quarter
 from seriatim.algo.nets.plain import AlexNet, AlexNet64, Digits, VGGSmall
 from seriatim.algo.nets.resnet import ResNet18, ResNet20, ResNet34, ResNet50
+from seriatim.algo.nets.vdsr import VDSR
 from seriatim.algo.quantisers.model import quantize_  # noqa: F401  for those who take it from here
 from seriatim.algo.quantisers.norm import set_hard  # noqa: F401  likewise
 from seriatim.algo.slb import SLBWeight
@@ -23,20 +24,21 @@ NETS = {
     net.name: net
     for net in (
         ResNet18, ResNet34, ResNet50, ResNet20, VGGSmall, AlexNet, AlexNet64, MobileNetV1, MobileNetV1Half,
-        MobileNetV1Quarter, Digits,
+        MobileNetV1Quarter, VDSR, Digits,
     )
 }  # fmt: skip
 
 
-def build(name: str, classes: int = 10) -> Net:
-    """The float net `name`.
+def build(name: str, classes: int | None = None) -> Net:
+    """The float net `name`, for so many classes (default: the net's own, 10 for classifiers; an image net's are its channels).
 
     Raises:
         ConfigError: an unknown name.
     """
     if name not in NETS:
         raise ConfigError(f"net {name!r}: choose one of {', '.join(NETS)}")
-    return NETS[name](classes).to(memory_format=torch.channels_last)
+    net = NETS[name]() if classes is None else NETS[name](classes)
+    return net.to(memory_format=torch.channels_last)
 
 
 def slb_weights(net: nn.Module) -> list[SLBWeight]:
