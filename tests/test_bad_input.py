@@ -25,7 +25,7 @@ def error(capsys, *argv) -> str:
 
 
 def test_unknown_net(capsys):
-    assert "net 'resnet19': choose one of resnet18, resnet20, digits" in error(capsys, "sim", "--net", "resnet19")
+    assert "net 'resnet19': choose one of resnet18, resnet34, " in error(capsys, "sim", "--net", "resnet19")
 
 
 @pytest.mark.parametrize("geometry, message", [
