@@ -389,7 +389,7 @@ def test_a_command_runs_the_users_images(tmp_path):
         Job.load(command("--checkpoint", path))
     np.savez(tmp_path / "x.npz", images=x.byte().numpy(), labels=np.arange(3))
     job = Job.load(command("--checkpoint", path, "--samples", tmp_path / "x.npz"))
-    assert np.array_equal(job.images, x[:2].byte().numpy()) and job.labels.tolist() == [0, 1]
+    assert np.array_equal(job.images, x[:2].byte().numpy()) and job.targets.tolist() == [0, 1]
     for bad in ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(2)}, {"labels": np.zeros(2)}):
         np.savez(tmp_path / "x.npz", **bad)
         with pytest.raises(DataError, match="samples are a NumPy archive"):
