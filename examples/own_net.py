@@ -18,8 +18,8 @@ from seriatim.algo import data
 from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.convert import from_module
 from seriatim.algo.export import agreement, export_integer
-from seriatim.algo.layers import SLB
-from seriatim.algo.nets import quantize_
+from seriatim.algo.quantisers.model import quantize_
+from seriatim.algo.quantisers.scheme import SLB
 from seriatim.algo.recipes import Recipe
 from seriatim.algo.train import accuracy, fit
 from seriatim.algo.trained import finish
