@@ -5,6 +5,7 @@ malformed file is a DataError that says what was found, what the format asks for
 """
 
 import gzip
+import hashlib
 import pickle
 import zlib
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
-from seriatim.algo import superres
+from seriatim.algo import imagenet, superres
 from seriatim.algo.feed import Feed
+from seriatim.algo.imagenet import ImageFiles
 from seriatim.algo.images import batches, resize, to_channels
 from seriatim.algo.recipes import Recipe
 from seriatim.algo.superres import Pictures
@@ -23,6 +27,9 @@ from seriatim.errors import ConfigError, DataError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the official files."""
+
+CACHE_VERSION = 1
+"""Of how images of a folder are decoded and kept."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm")
 
@@ -204,28 +211,43 @@ def _cifar_python(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def image_folder(folder: Path, size: int) -> Images:
     """Colour images (N, 3, size, size) of FOLDER/CLASS/xxx.jpg; classes in alphabetical order.
 
+    They are decoded once and kept in the cache; other names, sizes or times of the files make it anew.
+
     Raises:
         DataError: no folder, no class folders, no images, or an image that cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from seriatim.sim import build
 
     folder = Path(folder)
     classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if not classes:
         raise DataError(f"{folder}: holds no class folders; images are read from FOLDER/CLASS/xxx.jpg")
-    images, labels = [], []
-    for label, path in enumerate(classes):
-        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-            try:
-                with Image.open(file) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-            except (OSError, UnidentifiedImageError) as error:
-                raise DataError(f"{file}: {error}; remove the file or replace it") from error
-            images.append(resize(pixels.transpose(2, 0, 1), size))
-            labels.append(label)
-    if not images:
+    files = [
+        (file, label) for label, path in enumerate(classes)
+        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    ]  # fmt: skip
+    if not files:
         raise DataError(f"{folder}: no images; supported are {', '.join(IMAGE_SUFFIXES)}")
-    return _checked(np.stack(images), np.asarray(labels), len(classes), folder.name)
+    listing = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file, _ in files]
+    key = hashlib.sha256(repr((CACHE_VERSION, str(folder.resolve()), size, listing)).encode()).hexdigest()[:24]
+
+    def decode(place: Path) -> None:
+        images = np.empty((len(files), 3, size, size), np.uint8)
+        for slot, (file, _) in zip(images, tqdm(files, f"decoding {folder.name}", unit="image", leave=False, disable=None)):
+            slot[:] = _colour_image(file, size)
+        np.savez(place / "images.npz", images=images)
+
+    with np.load(build.cached("data", key, decode, None) / "images.npz") as content:
+        return _checked(content["images"], np.array([label for _, label in files]), len(classes), folder.name)
+
+
+def _colour_image(file: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{file}: {error}; remove the file or replace it") from error
+    return resize(pixels.transpose(2, 0, 1), size)
 
 
 def digits(train: bool, every: int = 5) -> Images:
@@ -241,13 +263,14 @@ def digits(train: bool, every: int = 5) -> Images:
 
 
 KINDS = (
-    "fashion-mnist", "cifar-10", "digits", "digits-599", "folder", "pictures-x2", "pictures-x3", "pictures-x4", "pictures-x234",
+    "fashion-mnist", "cifar-10", "digits", "digits-599", "folder", "imagenet", "pictures-x2", "pictures-x3", "pictures-x4",
+    "pictures-x234",
 )  # fmt: skip
 
 
-def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> Images | Pictures:
-    """The data set `name`: fashion-mnist, cifar-10, digits, digits-599 (another split), folder (FOLDER/{train,test}/CLASS), or
-    pictures-xSCALES (`superres.load`).
+def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> Images | ImageFiles | Pictures:
+    """The data set `name`: fashion-mnist, cifar-10, digits, digits-599 (another split), folder (FOLDER/{train,test}/CLASS, all in
+    memory), imagenet (`imagenet.load`, read as it goes), or pictures-xSCALES (`superres.load`).
 
     Raises:
         ConfigError: an unknown name, or no folder where one is needed.
@@ -267,4 +290,6 @@ def load(name: str, train: bool, folder: Path | None = None, size: int = 64) -> 
         raise ConfigError(f"data set {name}: name its folder by --data")
     if name == "cifar-10":
         return cifar10(train, folder)
+    if name == "imagenet":
+        return imagenet.load(folder, train, size)
     return image_folder(Path(folder) / ("train" if train else "test"), size)

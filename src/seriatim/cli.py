@@ -99,8 +99,8 @@ def _train(p: argparse.ArgumentParser) -> None:
                                                    "trained first)")
     p.add_argument("--epochs", type=whole("the number of epochs", 0), metavar="N", help="epochs (default: the recipe's)")
     p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: the recipe's)")
-    p.add_argument("--dataset", metavar="KIND", help="fashion-mnist, cifar-10, digits, digits-599, folder, or pictures-x2, -x3, "
-                                                     "-x4, -x234 (default: the recipe's)")
+    p.add_argument("--dataset", metavar="KIND", help="fashion-mnist, cifar-10, digits, digits-599, folder, imagenet, or "
+                                                     "pictures-x2, -x3, -x4, -x234 (default: the recipe's)")
     p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
     p.add_argument("--reference", action="store_true", help="train the float net alike too, and write its accuracy beside")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: %(default)s)")

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from seriatim.algo import data
 from seriatim.errors import ConfigError, DataError
@@ -89,9 +90,8 @@ def test_cifar10_errors_say_what_to_do(tmp_path):
         data.cifar10(False, tmp_path)
 
 
-def test_reads_image_folders(tmp_path):
-    from PIL import Image
-
+def test_reads_image_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("SERIATIM_CACHE", str(tmp_path / "cache"))
     for part, name, colour in (("test", "cat", (255, 0, 0)), ("test", "dog", (0, 0, 255))):
         folder = tmp_path / part / name
         folder.mkdir(parents=True)
@@ -99,6 +99,13 @@ def test_reads_image_folders(tmp_path):
     found = data.load("folder", False, tmp_path, size=8)
     assert found.images.shape == (2, 3, 8, 8) and found.classes == 2
     assert found.images[0, :, 0, 0].tolist() == [255, 0, 0] and found.labels.tolist() == [0, 1]
+    with monkeypatch.context() as later:
+        later.setattr(data, "_colour_image", None)  # a second time nothing is decoded
+        again = data.load("folder", False, tmp_path, size=8)
+    assert (again.images == found.images).all() and again.labels.tolist() == [0, 1]
+    Image.new("RGB", (20, 10), (0, 255, 0)).save(tmp_path / "test" / "dog" / "a.png")
+    changed = data.load("folder", False, tmp_path, size=8)
+    assert changed.images[1, :, 0, 0].tolist() == [0, 255, 0]
     (tmp_path / "test" / "dog" / "b.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match="b.jpg.*replace"):
         data.image_folder(tmp_path / "test", 8)
