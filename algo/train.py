@@ -1,7 +1,5 @@
 """The training loop: seeded, resumable at any step, the same for float and low-bit nets."""
 
-import csv
-import io
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +11,12 @@ import torch
 
 from seriatim.algo import recipes, schedule
 from seriatim.algo.anneal import TemperatureScheduler, calibrate_batch_norm, discrete, undecided
+from seriatim.algo.curves import Board, draw, table
 from seriatim.algo.data import Images
 from seriatim.algo.nets import NETS, Net, set_hard, slb_weights
 from seriatim.algo.quantisers.model import after_step_
 from seriatim.algo.recipes import Recipe
-from seriatim.errors import CheckpointError
+from seriatim.errors import CheckpointError, ConfigError
 from seriatim.sim import files
 
 STATE_VERSION = 2
@@ -28,15 +27,62 @@ class Run:
 
     Args:
         device: "cpu", "cuda", "cuda:1", ...
+        precision: of the convolutions (autocast): "float32", "bf16", "fp16" (with a scaled loss), or "auto": bf16 where the
+            device has it.
+        compile: the step through torch.compile.
+        tensorboard: folder for TensorBoard's events, or None.
         save_seconds: seconds between two saved states within an epoch; one is saved after each epoch anyway.
         progress: show a bar.
         on_step: called after every step with the `Trainer`; what it raises ends the training.
     """
 
     device: str = "cpu"
+    precision: str = "float32"
+    compile: bool = False
+    tensorboard: Path | None = None
     save_seconds: float = 300.0
     progress: bool = False
     on_step: Callable[["Trainer"], None] | None = None
+
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def device_of(name: str) -> torch.device:
+    """The device `name`.
+
+    Raises:
+        ConfigError: this machine, or this PyTorch, has none of that name.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r}: {reason}; choose cpu, or cuda on a machine that has a GPU") from error
+    return device
+
+
+def precision_of(name: str, device: torch.device) -> tuple[str, str]:
+    """The precision that "auto" stands for on `device`, or `name` itself, and a note for the log.
+
+    On a CPU bf16 pays only with instructions of its own (AMX or AVX512-BF16).
+
+    Raises:
+        ConfigError: an unknown precision, or fp16 on a CPU.
+    """
+    if name != "auto" and name not in PRECISIONS:
+        raise ConfigError(f"precision {name!r}: choose auto, {', '.join(PRECISIONS)}")
+    if device.type == "cpu":
+        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if name == "fp16":
+            raise ConfigError("precision fp16 on a CPU: choose bf16, float32 or auto")
+    else:
+        has = torch.cuda.is_bf16_supported()
+    if name == "auto":
+        return ("bf16", "") if has else ("float32", f"precision auto: this {device.type} has no bf16, float32 is taken")
+    slow = name == "bf16" and not has
+    return name, f"precision bf16: this {device.type} only emulates it, float32 would be faster" if slow else ""
 
 
 def make_optimizer(net: Net, recipe: Recipe) -> torch.optim.Optimizer:
@@ -92,14 +138,19 @@ class Trainer:
 
     def __init__(self, net, data, recipe, path, *, test, log, run):
         torch.manual_seed(recipe.seed)
-        self.device = torch.device(run.device)
+        self.device = device_of(run.device)
+        self.precision, note = precision_of(run.precision, self.device)
+        if note:
+            log(note)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         net.to(self.device)
         set_hard(net, False)
         self.net, self.data, self.recipe, self.path, self.test, self.log, self.run = net, data, recipe, path, test, log, run
         self.optimizer = make_optimizer(net, recipe)
         self.history: list[dict] = []
         self.epoch = self.step = 0
-        self.feed = None
+        self.feed, self.drawn = None, time.monotonic()
+        self.graph = torch.compile(net.simulate) if run.compile else net.simulate
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, metric, 1: each times the images
         self.one = torch.ones((), dtype=torch.float64, device=self.device)
         self.seconds = 0.0
@@ -110,12 +161,17 @@ class Trainer:
         if state:
             self._restore(state)
             log(f"{path}: goes on after epoch {self.epoch} of {recipe.epochs}, step {self.step}")
+        self.board = Board(run.tensorboard / path.stem if path else run.tensorboard, self.epoch + 1) if run.tensorboard else None
 
     def train(self) -> None:
         for epoch in range(self.epoch, self.recipe.stop or self.recipe.epochs):
             self._enter(epoch)
             self._epoch()
             self._end()
+        if self.path is not None and self.history:
+            draw(self.history, self.path.with_suffix(".svg"), self.path.stem)
+        if self.board is not None:
+            self.board.close()
 
     def _enter(self, epoch: int) -> None:
         """The images of `epoch`, at its size."""
@@ -159,11 +215,13 @@ class Trainer:
             bar.close()
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        output = self.net(x)
+        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
+            output = self.graph(x).float()
         loss = self.net.task.loss(output, y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         after_step_(self.net)
         self.sums += torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one)) * len(y)
         self.step += 1
@@ -189,6 +247,11 @@ class Trainer:
         if self.path is not None:
             self._save()
             files.write(self.path.with_suffix(".csv"), table(self.history))
+            if time.monotonic() - self.drawn > self.run.save_seconds:
+                draw(self.history, self.path.with_suffix(".svg"), self.path.stem)
+                self.drawn = time.monotonic()
+        if self.board is not None:
+            self.board.add(record)
 
     def measure(self) -> dict[str, float]:
         """Held-out metric of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on a
@@ -206,8 +269,10 @@ class Trainer:
 
     def _identity(self) -> dict:
         """What a state must agree in to go on from it."""
-        quantisation = repr(self.net.quantisation)
-        return {"net": self.net.name, "quantisation": quantisation, "images": len(self.data), **asdict(self.recipe)}
+        return {
+            "net": self.net.name, "quantisation": repr(self.net.quantisation), "images": len(self.data),
+            "precision": self.precision, **asdict(self.recipe),
+        }  # fmt: skip
 
     def _save(self) -> None:
         if self.path is None:
@@ -216,7 +281,7 @@ class Trainer:
             "version": STATE_VERSION, "identity": self._identity(), "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(), "history": self.history, "epoch": self.epoch, "step": self.step,
             "sums": self.sums, "seconds": self.seconds, "random": random_state(),
-            "temperature": self.temperature and self.temperature.state_dict(),
+            "temperature": self.temperature and self.temperature.state_dict(), "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         with files.replacing(self.path) as temporary:
             torch.save(state, temporary)
@@ -224,7 +289,7 @@ class Trainer:
     def _found(self) -> dict:
         """The state at `path`, of this very run."""
         state = read_state(self.path)
-        defaults = {field.name: field.default for field in fields(Recipe)}  # fields that the recipe had not got then
+        defaults = {"precision": "float32"} | {field.name: field.default for field in fields(Recipe)}  # of older states
         wanted, found = self._identity(), defaults | state["identity"]
         differing = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
         if differing:
@@ -237,6 +302,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.temperature is not None:
             self.temperature.load_state_dict(state.get("temperature"))
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.history, self.epoch, self.step = state["history"], state["epoch"], state["step"]
         self.sums.copy_(state["sums"])
         self.seconds = state["seconds"]
@@ -284,16 +350,6 @@ def set_random_state(state: dict) -> None:
     random.setstate((version, tuple(words), following))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def table(history: list[dict]) -> str:
-    """The records as CSV, a column for each field."""
-    names = list(dict.fromkeys(name for record in history for name in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()
 
 
 class _Bar:
@@ -379,7 +435,10 @@ def main(args) -> int:
         args.net, args.quant, args.w, args.a, args.first_last, plan=plan, start=args.start and Path(args.start),
         out=args.out and Path(args.out), dataset=args.dataset, data_folder=args.data and Path(args.data),
         reference=args.reference, command=command_of(args),
-        run=Run(args.device, args.save_seconds, progress=not args.quiet),
+        run=Run(
+            args.device, args.precision, args.compile, args.tensorboard and Path(args.tensorboard), args.save_seconds,
+            progress=not args.quiet,
+        ),
     )  # fmt: skip
     what = f"{metadata.net} W{metadata.w}A{metadata.a}" if quantised else f"{metadata.net} float"
     task = NETS[args.net].task

@@ -104,6 +104,10 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
     p.add_argument("--reference", action="store_true", help="train the float net alike too, and write its accuracy beside")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    p.add_argument("--precision", choices=("auto", "float32", "bf16", "fp16"), default="float32",
+                   help="of the convolutions; auto: bf16 where the device has it (default: %(default)s)")
+    p.add_argument("--compile", action="store_true", help="run the step through torch.compile")
+    p.add_argument("--tensorboard", metavar="DIR", help="write TensorBoard's events too (needs the package tensorboard)")
     p.add_argument("--threads", type=whole("the threads", 1), metavar="N", help="threads of PyTorch (default: all cores)")
     p.add_argument("--save-seconds", type=whole("the seconds between saved states", 1), default=300, metavar="N",
                    help="seconds between saved states within an epoch (default: %(default)s)")

@@ -1,8 +1,11 @@
+import csv
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seriatim import cli
 from seriatim.algo import recipes, train, trained
@@ -107,6 +110,47 @@ def test_resuming_refuses_other_runs_and_damaged_files(tmp_path, part):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="delete it"):
         fit(low_bit(), part, RECIPE, path, log=quiet)
+
+
+def test_logs_and_curves_lie_beside_the_state(tmp_path, part, monkeypatch):
+    run = Run(tensorboard=tmp_path / "board")
+    fit(low_bit(), part, replace(RECIPE, evaluate=1), tmp_path / "net.pt", test=part, log=quiet, run=run)
+    rows = list(csv.DictReader((tmp_path / "net.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and all(float(row["gap"]) <= 1 for row in rows)
+    text = (tmp_path / "net.svg").read_text()
+    assert text.startswith("<?xml") and text.count('id="axes_') == 4
+    events = EventAccumulator(str(tmp_path / "board" / "net")).Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows])
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="tensorboard is not installed.*pip install"):
+        fit(low_bit(), part, RECIPE, log=quiet, run=run)
+
+
+@pytest.mark.parametrize("quantised", [True, False])
+def test_bf16_learns_and_keeps_master_weights(part, quantised):
+    net = low_bit() if quantised else build("digits")
+    recipe = replace(RECIPE, sizes=((8, 10),), shift=0, flip=False)
+    history = fit(net, part, recipe, log=quiet, run=Run(precision="bf16"))
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_precisions_and_devices_are_checked(part, monkeypatch):
+    cpu = torch.device("cpu")
+    for flag, expected in (False, "float32"), (True, "bf16"):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: flag)  # noqa: B023
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        name, note = train.precision_of("auto", cpu)
+        assert name == expected and bool(note) == (not flag)
+        assert bool(train.precision_of("bf16", cpu)[1]) == (not flag)
+    for run, words in (
+        (Run(precision="int3"), "'int3': choose auto"),
+        (Run(precision="fp16"), "fp16 on a CPU"),
+        (Run(device="tpu9"), "'tpu9'.*choose cpu"),
+        (Run(device="cuda:77"), "cuda:77.*choose cpu"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            fit(low_bit(), part, RECIPE, log=quiet, run=run)
 
 
 def test_measuring_leaves_the_net_as_it_was(part):
