@@ -66,7 +66,12 @@ class Activation(ActivationQuantiser):
         signed: int codes (a residual branch without ReLU) instead of uint.
         learned: LSQ's scale; else an exponential average of the `percentile` of |y|.
 
-    The scale starts at the first training batch: the step that minimises its squared error.
+    The scale starts at the first training batch: the step that minimises its squared error, or where the readers take fewer
+    planes, the one whose codes, as they see them, go best with it. (The range of 8 bits would put the threshold of a reader of
+    one plane at half the largest value, and hardly a code of it would ever be 1.)
+
+    Attributes:
+        reads: planes that the readers take; None for all.
 
     Raises:
         ConfigError: bits outside 1..8.
@@ -75,7 +80,7 @@ class Activation(ActivationQuantiser):
     def __init__(self, bits: int, signed=False, learned=True, percentile=0.9999, momentum=0.05):
         super().__init__(bits)
         self.format = Format(Kind.INT if signed else Kind.UINT, bits)
-        self.learned, self.percentile, self.momentum = learned, percentile, momentum
+        self.learned, self.percentile, self.momentum, self.reads = learned, percentile, momentum, None
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
@@ -92,10 +97,17 @@ class Activation(ActivationQuantiser):
         peak = sample.abs() if self.format.lo else sample.clamp_min(0)
         peak = peak.quantile(self.percentile).clamp_min(1e-6)
         if self.learned or not self.started:
-            steps = peak / max(hi, 1) * torch.linspace(0.2, 1.2, 41)
+            drop = self.format.bits - min(self.reads or self.format.bits, self.format.bits)
+            steps = peak / max(hi, 1) * torch.linspace(0.05 if drop else 0.2, 1.2, 47, device=y.device)
             codes = torch.floor(sample[:, None] / steps + 0.5).clamp_(lo, hi)
-            errors = (codes * steps - sample.clamp_min(min(lo, 0) * peak)[:, None]).square().sum(0)
-            self.log_scale.copy_(steps[errors.argmin()].log())
+            wanted = sample.clamp_min(min(lo, 0) * peak)[:, None]
+            if drop:
+                codes.mul_(2.0**-drop).floor_()
+                codes -= codes.mean(0)
+                fit = (codes * (wanted - wanted.mean())).sum(0) / codes.norm(dim=0).clamp_min(1e-12)
+            else:
+                fit = -(codes * steps - wanted).square().sum(0)
+            self.log_scale.copy_(steps[fit.argmax()].log())
         else:
             new = (peak / max(hi, 1)).log()
             self.log_scale.lerp_(new, self.momentum)

@@ -198,9 +198,9 @@ def copy_start(source: Net, config: SLB) -> Net:
         state, old = net.state_dict(), source.state_dict()
         kept = {k: v for k, v in old.items() if k in state and "quantiser" not in k}
         for name in list(kept):
-            if name.endswith("act.log_scale"):
-                twin, new = twins[name.removesuffix(".log_scale")], net.get_submodule(name[:-10])
-                kept[name] = kept[name] + np.log(twin.format.hi / new.format.hi)
+            if name.endswith("act.started"):  # other widths need other scales: found anew at the first batch
+                twin, new = (module.get_submodule(name.removesuffix(".started")) for module in (source, net))
+                kept[name] &= (twin.format, twin.reads) == (new.format, new.reads)
         net.load_state_dict({**state, **kept})
     return net
 

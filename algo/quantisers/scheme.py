@@ -95,8 +95,12 @@ class Scheme:
         if signed and method.signed:
             return activation_quantiser(self.act, STREAM_BITS, signed=True)
         if not signed and method.stream:
-            return activation_quantiser(self.act, bits, **self.act_options)
-        return Activation(STREAM_BITS if signed else bits, signed=signed)
+            made = activation_quantiser(self.act, bits, **self.act_options)
+        else:
+            made = Activation(STREAM_BITS if signed else bits, signed=signed)
+        if isinstance(made, Activation) and not signed:
+            made.reads = self.act_bits
+        return made
 
     def to_dict(self) -> dict:
         """Plain data, which `from_dict` takes."""

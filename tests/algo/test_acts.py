@@ -55,6 +55,25 @@ def test_starts_near_the_best_step(bits):
         assert error <= (other - y.clamp_min(0)).square().mean()
 
 
+@pytest.mark.parametrize("reads", [1, 2, 4])
+def test_a_stream_starts_where_its_readers_see_most(reads):
+    """No other step within a factor of 2 goes better with what is read; at one plane both codes occur."""
+    torch.manual_seed(SEED)
+    act = Activation(8)
+    act.reads = reads
+    y = torch.randn(20000)
+    real = y.clamp_min(0)
+
+    def fit(step):
+        seen = torch.floor(torch.floor(y / step + 0.5).clamp(0, 255) / 2 ** (8 - reads))
+        return torch.corrcoef(torch.stack((seen, real)))[0, 1]
+
+    seen = act.train().quantise(y).read(reads)
+    for factor in (0.5, 0.8, 1.25, 2):
+        assert fit(act.scale().float()) >= fit(act.scale().float() * factor) - 1e-3
+    assert 0.15 < (seen == 2**reads - 1).float().mean() < 0.5 if reads == 1 else seen.unique().numel() == 2**reads
+
+
 def test_calibrated_scale_follows_the_data():
     torch.manual_seed(SEED)
     act = Activation(8, learned=False, momentum=0.5).train()
