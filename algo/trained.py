@@ -5,6 +5,7 @@ is what a simulation calls and never takes long.
 """
 
 import dataclasses
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from seriatim.algo.nets import NETS, Net, build, quantize_
 from seriatim.algo.quantisers.scheme import SLB, Scheme, default_act
 from seriatim.algo.recipes import Plan, Recipe
 from seriatim.algo.slb import SLBWeight, logits_for
-from seriatim.algo.train import Run, accuracy, fit
+from seriatim.algo.train import Run, accuracy, fit, read_state
 from seriatim.errors import CheckpointError, ConfigError, DataError
 from seriatim.sim import files
 
@@ -267,6 +268,7 @@ def produce(
             {"recipe": repr(plan.stages)},
         )  # fmt: skip
         save_float(model, metadata, out)
+        _note(metadata, out)
         return metadata
     name = name_of(net, quant, w, a, first_last)
     if plan.name != recipes.DEFAULTS.get(net):
@@ -302,7 +304,15 @@ def produce(
         notes = {**metadata.notes, "alike": repr(alike)}
         metadata = dataclasses.replace(metadata, float_accuracy=share, notes=notes)
         checkpoint.save(model, metadata, out)
+    _note(metadata, out)
     return metadata
+
+
+def _note(metadata: Metadata, out: Path) -> None:
+    """What was measured, beside the net: the metadata and the record of the last epoch, as JSON."""
+    stages = sorted(out.parent.glob(f"{out.stem}.*.pt"))
+    last = read_state(stages[-1])["history"][-1] if stages else {}
+    files.write(out.with_suffix(".json"), json.dumps(dataclasses.asdict(metadata) | {"last": last}, indent=1) + "\n")
 
 
 def load_net(

@@ -91,6 +91,18 @@ def _out(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", metavar="DIR", help="where results go (default: a folder named after the run, under build/)")
 
 
+def _device(p: argparse.ArgumentParser) -> None:
+    """On which data and device to train: shared by train and compare."""
+    p.add_argument("--dataset", metavar="KIND", help="fashion-mnist, cifar-10, digits, digits-599, folder, imagenet, or "
+                                                     "pictures-x2, -x3, -x4, -x234 (default: the recipe's)")
+    p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
+    p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    p.add_argument("--precision", choices=("auto", "float32", "bf16", "fp16"), default="float32",
+                   help="of the convolutions; auto: bf16 where the device has it (default: %(default)s)")
+    p.add_argument("--compile", action="store_true", help="run the step through torch.compile")
+    p.add_argument("--threads", type=whole("the threads", 1), metavar="N", help="threads of PyTorch (default: all cores)")
+
+
 def _train(p: argparse.ArgumentParser) -> None:
     _network(p, extra=("float",))
     p.add_argument("--recipe", metavar="NAME", help="training recipe, packaged or a file of yours (default: the network's own)")
@@ -99,20 +111,26 @@ def _train(p: argparse.ArgumentParser) -> None:
                                                    "trained first)")
     p.add_argument("--epochs", type=whole("the number of epochs", 0), metavar="N", help="epochs (default: the recipe's)")
     p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: the recipe's)")
-    p.add_argument("--dataset", metavar="KIND", help="fashion-mnist, cifar-10, digits, digits-599, folder, imagenet, or "
-                                                     "pictures-x2, -x3, -x4, -x234 (default: the recipe's)")
-    p.add_argument("--data", metavar="DIR", help="folder of the data (default: where Debian's package puts it)")
     p.add_argument("--reference", action="store_true", help="train the float net alike too, and write its accuracy beside")
-    p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    p.add_argument("--precision", choices=("auto", "float32", "bf16", "fp16"), default="float32",
-                   help="of the convolutions; auto: bf16 where the device has it (default: %(default)s)")
-    p.add_argument("--compile", action="store_true", help="run the step through torch.compile")
     p.add_argument("--tensorboard", metavar="DIR", help="write TensorBoard's events too (needs the package tensorboard)")
-    p.add_argument("--threads", type=whole("the threads", 1), metavar="N", help="threads of PyTorch (default: all cores)")
+    _device(p)
     p.add_argument("--save-seconds", type=whole("the seconds between saved states", 1), default=300, metavar="N",
                    help="seconds between saved states within an epoch (default: %(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument("--out", metavar="FILE", help="checkpoint to write; states and logs lie beside it")
+
+
+def _compare(p: argparse.ArgumentParser) -> None:
+    p.add_argument("table", nargs="?", default="digits-5-seeds", metavar="TABLE",
+                   help="a packaged table, or a file of yours (default: %(default)s)")
+    p.add_argument("--list", action="store_true", help="list the packaged tables and end")
+    p.add_argument("--seeds", type=whole("the number of seeds", 1), metavar="N", help="seeds 1..N (default: the table's)")
+    p.add_argument("--epochs", type=whole("the number of epochs", 1), metavar="N",
+                   help="epochs of every net (default: the recipes')")
+    p.add_argument("--jobs", type=whole("the nets at a time", 1, 64), default=1, metavar="N",
+                   help="nets that are trained at a time, on one device (default: %(default)s)")
+    _device(p)
+    p.add_argument("--out", metavar="DIR", help="folder of the table: states, logs, results (default: under build/compare)")
 
 
 def _compress(p: argparse.ArgumentParser) -> None:
@@ -216,6 +234,7 @@ class Verb:
 
 VERBS = {
     "train": Verb("train a quantised network", "seriatim.algo.train:main", _train),
+    "compare": Verb("train the quantisers of a table side by side, over seeds", "seriatim.algo.compare:main", _compare),
     "compile": Verb("compile a network to an artefact", "seriatim.compiler.driver:main_compile", _compile),
     "compress": Verb("sizes of a network's weights and activations: pruned, quantised, Huffman-coded",
                      "seriatim.algo.compression:main", _compress),
