@@ -6,6 +6,7 @@ malformed file is a DataError that says what was found, what the format asks for
 
 import gzip
 import hashlib
+import os
 import pickle
 import zlib
 from collections.abc import Iterator
@@ -222,23 +223,25 @@ def image_folder(folder: Path, size: int) -> Images:
     classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if not classes:
         raise DataError(f"{folder}: holds no class folders; images are read from FOLDER/CLASS/xxx.jpg")
-    files = [
-        (file, label) for label, path in enumerate(classes)
-        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    ]  # fmt: skip
+    files, labels, listing = [], [], []
+    for label, path in enumerate(classes):
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                files.append(Path(entry.path))
+                labels.append(label)
+                listing.append((path.name, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
     if not files:
         raise DataError(f"{folder}: no images; supported are {', '.join(IMAGE_SUFFIXES)}")
-    listing = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file, _ in files]
     key = hashlib.sha256(repr((CACHE_VERSION, str(folder.resolve()), size, listing)).encode()).hexdigest()[:24]
 
     def decode(place: Path) -> None:
         images = np.empty((len(files), 3, size, size), np.uint8)
-        for slot, (file, _) in zip(images, tqdm(files, f"decoding {folder.name}", unit="image", leave=False, disable=None)):
+        for slot, file in zip(images, tqdm(files, f"decoding {folder.name}", unit="image", leave=False, disable=None)):
             slot[:] = _colour_image(file, size)
         np.savez(place / "images.npz", images=images)
 
     with np.load(build.cached("data", key, decode, None) / "images.npz") as content:
-        return _checked(content["images"], np.array([label for _, label in files]), len(classes), folder.name)
+        return _checked(content["images"], np.array(labels), len(classes), folder.name)
 
 
 def _colour_image(file: Path, size: int) -> np.ndarray:

@@ -21,7 +21,7 @@ class Separable(nn.Module):
 class MobileNetV1(Net):
     """Table 1 at any image size from 32 up; `width` multiplies the channels (section 3.3)."""
 
-    name, image_size, short = "mobilenet_v1", 64, {"images": 2560, "batch": 64}
+    name, image_size, short = "mobilenet_v1", 64, {"images": 2560, "batch": 64, "epochs": 4}
     width = 1.0
     blocks = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
     """Output channels and stride of each separable convolution."""
