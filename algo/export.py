@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 import seriatim.algo.ops  # noqa: F401  registers the operators
 from seriatim.algo.codes import Codes
-from seriatim.algo.fold import Folded, Proof, Tail, fold, prove, refine
+from seriatim.algo.fold import EDGE_BITS, Folded, Proof, Tail, dropped, fold, prove, refine
 from seriatim.algo.layers import IMAGE, AveragePool, Layer, MaxPool
+from seriatim.algo.quantisers.base import ActivationQuantiser, decode
 from seriatim.algo.quantisers.norm import statistics
 from seriatim.errors import ConfigError
+from seriatim.formats import Format, factors, product_unit
 
 LOGIT_UNIT = 2.0**-16
 """Real value of one unit of the int32 logits."""
@@ -27,7 +29,7 @@ OUTPUT_UNIT = {"classifier": LOGIT_UNIT, "image": 1 / 255}
 @dataclass(frozen=True)
 class LayerInfo:
     """One row of an integer network's layer table. `kind`: conv, maxpool or sumpool; `shift` and
-    `residual_format` where it has them; shapes without the batch."""
+    `residual_format` where it has them; `drop`: bits that its accumulators leave out; shapes without the batch."""
 
     name: str
     kind: str
@@ -38,6 +40,7 @@ class LayerInfo:
     w_format: str = ""
     residual_format: str = ""
     shift: int = 0
+    drop: int = 0
 
 
 class _Requantised(nn.Module):
@@ -48,12 +51,20 @@ class _Requantised(nn.Module):
         self.info, self.tail, self.folded = info, tail, folded
         self.register_buffer("m", torch.from_numpy(folded.m.astype(np.int32)))
         self.register_buffer("b", torch.from_numpy(folded.b))
+        table = None if tail.edges is None else torch.from_numpy(tail.thresholds.astype(np.int32))
+        self.register_buffer("thresholds", table)
         self.m2, self.shift, self.lo, self.hi = folded.m2, folded.shift, tail.lo, tail.hi
 
     def requant(self, acc: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None:
+            if self.thresholds is not None:
+                return torch.ops.seriatim.requant_table(acc, self.m, self.b, self.thresholds, self.shift, self.info.name)
             return torch.ops.seriatim.requant(
                 acc, self.m, self.b, self.shift, self.lo, self.hi, self.info.name
+            )
+        if self.thresholds is not None:
+            return torch.ops.seriatim.requant_add_table(
+                acc, residual, self.m, self.b, self.thresholds, self.m2, self.shift, self.info.residual_format, self.info.name
             )
         return torch.ops.seriatim.requant_add(
             acc, residual, self.m, self.b, self.m2, self.shift, self.lo, self.hi,
@@ -62,15 +73,16 @@ class _Requantised(nn.Module):
 
 
 class IntegerConv(_Requantised):
-    """qconv2d, then requant or requant_add."""
+    """qconv2d, then requant or requant_add, or their variants with a table."""
 
     def __init__(self, info, tail, folded, weight: Tensor, layer: Layer):
         super().__init__(info, tail, folded)
         self.register_buffer("w", weight)
         self.window = list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
+        self.formats = info.x_format, info.w_format, *((info.drop,) if info.drop else ())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        acc = torch.ops.seriatim.qconv2d(x, self.w, *self.window, self.info.x_format, self.info.w_format)
+        acc = torch.ops.seriatim.qconv2d(x, self.w, *self.window, *self.formats)
         return self.requant(acc, residual)
 
 
@@ -80,9 +92,10 @@ class IntegerSum(_Requantised):
     def __init__(self, info, tail, folded, kernel, stride, padding):
         super().__init__(info, tail, folded)
         self.window = list(kernel), list(stride), list(padding) * 2
+        self.formats = info.x_format, *((info.drop,) if info.drop else ())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.requant(torch.ops.seriatim.qsumpool2d(x, *self.window, self.info.x_format))
+        return self.requant(torch.ops.seriatim.qsumpool2d(x, *self.window, *self.formats))
 
 
 class IntegerMaxPool(nn.Module):
@@ -192,11 +205,31 @@ def _array(t: Tensor) -> np.ndarray:
     return t.detach().double().numpy()
 
 
+def _output(act: ActivationQuantiser, out: Codes) -> dict:
+    """What a tail says of the codes that it writes: `unit` (of its scale and offset), `bias` (of the offset), lo, hi, edges."""
+    if act.even:
+        return {"unit": float(out.scale), "bias": act.bias, "lo": out.format.lo, "hi": out.format.hi, "edges": None}
+    edges = _array(act.thresholds())
+    unit = 2.0 ** (np.frexp(np.abs(edges).max())[1] - EDGE_BITS)
+    return {"unit": unit, "bias": 0.0, "lo": 0, "hi": len(edges), "edges": edges / unit}
+
+
+def _largest_product(w: Tensor, w_format: Format, x_format: Format) -> Tensor:
+    """(O,) sum over the weights of the largest product that each can have with a code of x."""
+    if x_format.linear:
+        return w.abs().flatten(1).sum(1) * max(-x_format.min_value, x_format.max_value)
+    for table, images in factors(w_format, x_format):
+        if table[-1]:  # the largest code of an ascending format
+            factor = w if images is None else w.clone().apply_(images.__getitem__)
+            return factor.abs().flatten(1).sum(1) * table[-1]
+    raise AssertionError(x_format)
+
+
 def _conv(name: str, layer: Layer, x: Codes, residual: Codes | None, out) -> IntegerConv:
-    integers = layer.quantiser.integers().contiguous()
-    read = x.seen(layer.read_bits)
-    bound = _array(integers.abs().flatten(1).sum(1)) * max(abs(read.min_value), read.max_value)
-    w_scale = _array(layer.quantiser.scale())
+    integers = layer.quantiser.integers().long().contiguous()
+    read, w_format = x.seen(layer.read_bits), layer.quantiser.export_format
+    bound = _array(_largest_product(integers, w_format, read))
+    w_scale = _array(layer.quantiser.scale()) * product_unit(w_format, read)
     if layer.bn is None:
         slope = float(x.unit(layer.read_bits)) * _array(layer.log_alpha.exp())
         shifted = _array(layer.bias)
@@ -205,37 +238,38 @@ def _conv(name: str, layer: Layer, x: Codes, residual: Codes | None, out) -> Int
         slope = _array(layer.bn.weight) / np.sqrt(_array(var) + layer.bn.eps)
         shifted = _array(layer.bn.bias) - slope * _array(mean)
     if layer.gives_output:
-        unit, tensor = OUTPUT_UNIT[layer.role], out
+        unit, bias, tensor, edges = OUTPUT_UNIT[layer.role], 0.0, out, None
         (lo, hi), out_format = (LOGIT_RANGE, "int32") if layer.role == "classifier" else ((IMAGE.lo, IMAGE.hi), str(IMAGE))
     else:
-        unit, tensor = float(out.scale), out.tensor
-        lo, hi, out_format = out.format.lo, out.format.hi, str(out.format)
-    scale, offset = slope * w_scale / unit, shifted / unit
+        unit, bias, lo, hi, edges = _output(layer.act, out).values()
+        tensor, out_format = out.tensor, str(out.format)
+    scale, offset = slope * w_scale / unit, shifted / unit + bias
     extra, residual_format = {}, ""
     if residual is not None:
         form = residual.format
         extra["residual"] = float(residual.scale) / unit
         extra["residuals"] = form.value(np.arange(form.lo, form.hi + 1, dtype=np.int64))
         residual_format = str(form)
-    tail = Tail(scale, offset, bound, lo, hi, **extra)
+    tail, drop = dropped(Tail(scale, offset, bound, lo, hi, **extra, edges=edges), read.linear and w_format.linear, name)
     folded = fold(tail, name)
     info = LayerInfo(
         name, "conv", f"{x.format}:{read}", out_format, tuple(x.tensor.shape[1:]), tuple(tensor.shape[1:]),
-        str(layer.quantiser.format), residual_format, folded.shift,
+        str(w_format), residual_format, folded.shift, drop,
     )  # fmt: skip
-    return IntegerConv(info, tail, folded, integers, layer)
+    return IntegerConv(info, tail, folded, integers.int(), layer)
 
 
 def _sum(name: str, pool: AveragePool, x: Codes, out: Codes) -> IntegerSum:
     channels, *size = x.tensor.shape[1:]
     kernel, stride = pool.kernel or size, pool.stride or size
     area = kernel[0] * kernel[1]
-    scale = np.full(channels, float(x.scale) / float(out.scale) / area)
+    unit, bias, lo, hi, edges = _output(pool.act, out).values()
+    scale = np.full(channels, float(x.scale) / unit / area)
     bound = np.full(channels, float(area * max(abs(x.format.min_value), x.format.max_value)))
-    tail = Tail(scale, np.zeros(channels), bound, out.format.lo, out.format.hi)
+    tail, drop = dropped(Tail(scale, np.full(channels, bias), bound, lo, hi, edges=edges), x.format.linear, name)
     folded = fold(tail, name)
     shapes = tuple(x.tensor.shape[1:]), tuple(out.tensor.shape[1:])
-    info = LayerInfo(name, "sumpool", str(x.format), str(out.format), *shapes, shift=folded.shift)
+    info = LayerInfo(name, "sumpool", str(x.format), str(out.format), *shapes, shift=folded.shift, drop=drop)
     return IntegerSum(info, tail, folded, kernel, stride, pool.padding)
 
 
@@ -255,7 +289,7 @@ def export_integer(
 
     Raises:
         ConfigError: a float net, or a size that the net cannot take.
-        CompileError: an accumulator that can leave 32 bits, or a sum that can leave 64.
+        CompileError: an accumulator that can leave 32 bits (48 of log and codebook formats), or a sum that can leave 64.
     """
     if net.quantisation is None:
         raise ConfigError(f"{net.name} is a float net: call quantize_ and train it before the export")
@@ -306,7 +340,7 @@ def agreement(net, network: IntegerNetwork, images: Tensor) -> dict[str, float]:
     for name, codes in network.codes(images.int()).items():
         other = floats[name]
         if isinstance(other, Codes):
-            equal = codes == other.tensor
+            equal = decode(codes, (other.format,)) == other.tensor
         elif twin.get_submodule(name).role == "image":
             equal = codes == (other / network.unit + 0.5).floor().clamp(IMAGE.lo, IMAGE.hi)
         else:

@@ -22,7 +22,7 @@ def _convert(node: torch.fx.Node, importer) -> relax.Var:
     given = {argument.name: value for argument, value in zip(schema.arguments, node.args)} | node.kwargs
     spec = ops.OPS[name]
     tensors = [_tensor(given[key], importer) for key in spec.inputs]
-    attrs = {key: list(given[key]) if isinstance(given[key], (list, tuple)) else given[key] for key in spec.attrs}
+    attrs = {key: list(given[key]) if isinstance(given[key], (list, tuple)) else given[key] for key in spec.attrs if key in given}
     return importer.block_builder.emit(ops.make(name, tensors, attrs))
 
 

@@ -2,18 +2,22 @@
 
 | operator               | inputs            | computes                                                       |
 |------------------------|-------------------|----------------------------------------------------------------|
-| `seriatim.qconv2d`     | x, w              | int32 convolution of the values of x's top planes with w       |
-| `seriatim.qsumpool2d`  | x                 | int32 sum of values in each window                             |
+| `seriatim.qconv2d`     | x, w              | int32 convolution of the values of x's top planes with w, >> drop |
+| `seriatim.qsumpool2d`  | x                 | int32 sum of values in each window, >> drop                    |
 | `seriatim.qmaxpool2d`  | x                 | largest code in each window; padding is the smallest code      |
 | `seriatim.requant`     | acc, m, b         | clip((m acc + b) >> shift, lo, hi), int64, floor               |
 | `seriatim.requant_add` | acc, res, m, b    | clip((m acc + m2 value(res) + b) >> shift, lo, hi)             |
+| `seriatim.requant_table` | acc, m, b, thresholds | how many thresholds (m acc + b) >> shift has reached     |
+| `seriatim.requant_add_table` | acc, res, m, b, thresholds | the same of (m acc + m2 value(res) + b) >> shift |
 
 They mirror the torch operators of the same names in `seriatim.algo.ops`: same arguments, tensors first, the rest as attributes.
-Codes and accumulators are int32, `b` is int64. Accumulation wraps modulo 2^32, so a result that fits 32 bits is exact.
+Codes and accumulators are int32, `b` is int64. Accumulation wraps modulo 2^32, so a result that fits 32 bits is exact; log and
+codebook formats are accumulated in 64 bits.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import tvm_ffi
 from tvm import relax, te, tirx
@@ -24,7 +28,7 @@ from tvm.s_tir import Schedule
 
 from seriatim.compiler.ir import window_shape
 from seriatim.errors import CompileError, ConfigError
-from seriatim.formats import Format
+from seriatim.formats import Format, factors
 
 PREFIX = "seriatim."
 
@@ -38,6 +42,8 @@ class OpSpec:
     shape: Callable[..., tuple[int, ...]]
     compute: Callable[..., te.Tensor]
     schedule: Callable[[Schedule], None] | None = None
+    defaults: dict = field(default_factory=dict)
+    """Attributes that may be left out."""
 
 
 def formats(text: str) -> tuple[Format, Format]:
@@ -57,9 +63,11 @@ def op_name(expr) -> str | None:
 
 def attrs_of(call: Call) -> dict:
     """Attributes of a call of one of our operators as Python integers, strings and tuples."""
-    return {
+    spec = OPS[call.op.name]
+    given = {name: call.attrs[name] for name in spec.attrs if name in call.attrs.keys()}
+    return spec.defaults | {
         name: value if isinstance(value, str) else int(value) if isinstance(value, int) else tuple(int(v) for v in value)
-        for name, value in ((name, call.attrs[name]) for name in OPS[call.op.name].attrs)
+        for name, value in given.items()
     }
 
 
@@ -76,19 +84,25 @@ def make(op: str, args: list, attrs: dict) -> Call:
 # References, as tensor expressions
 
 
+def _look_up(index, table: Sequence[int]):
+    """The int64 entry of a small table."""
+    found = tirx.const(table[0], "int64")
+    for i, value in enumerate(table[1:], 1):
+        found = tirx.Select(index == i, tirx.const(value, "int64"), found)
+    return found
+
+
 def _value(code, stored: Format, reader: Format):
     if not reader.linear:
-        raise CompileError(
-            f"format {reader}: the CPU reference has linear formats only; use uint, int or bipolar"
-        )
+        return _look_up(code, reader.values)
     return reader.value(code >> tirx.const(stored.bits - reader.bits, "int32") if stored != reader else code)
 
 
-def _padded(x, padding, convert, pad_value: int, name: str):
-    """`x` surrounded by `pad_value`, every element inside converted."""
+def _padded(x, padding, convert, pad_value: int, name: str, kind: str = "int32"):
+    """`x` surrounded by `pad_value`, every element inside converted, to `kind`."""
     n, c, height, width = x.shape
     top, left, bottom, right = padding
-    pad = tirx.const(pad_value, "int32")
+    pad = tirx.const(pad_value, kind)
     if not any(padding):
         return te.compute(x.shape, lambda i, k, y, z: convert(x[i, k, y, z]), name)
     return te.compute(
@@ -100,17 +114,53 @@ def _padded(x, padding, convert, pad_value: int, name: str):
     )
 
 
-def _conv_shape(x, w, stride, padding, dilation, groups, x_format, w_format):
+def _conv_shape(x, w, stride, padding, dilation, groups, x_format, w_format, drop):
     if x[1] != w[1] * groups or w[0] % groups:
         raise CompileError(f"convolution of {x[1]} channels in {groups} groups by weights {w}: channels = groups x {w[1]}")
     return x[0], w[0], *window_shape(x, w[2:], stride, padding, dilation)
 
 
-def _conv(x, w, stride, padding, dilation, groups, x_format, w_format):
+def _conv(x, w, stride, padding, dilation, groups, x_format, w_format, drop):
     stored, reader = formats(x_format)
-    values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values")
-    rows, columns = window_shape(x.shape, w.shape[2:], stride, padding, dilation)
-    shape = x.shape[0], w.shape[0], rows, columns
+    w_read = Format.parse(w_format)
+    if reader.linear and w_read.linear:
+        values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values")
+        return _dropped(_sums(values, w, stride, dilation, groups, "acc"), drop)
+    total = None
+    for number, (table, images) in enumerate([(None, None)] if reader.linear else factors(w_read, reader)):
+        seen = partial(_value, stored=stored, reader=reader) if table is None else partial(_look_up, table=table)
+        values = _padded(x, padding, lambda code, seen=seen: seen(code).astype("int64"), 0, f"values{number}", "int64")
+        some = _sums(values, _images(w, images, f"weights{number}"), stride, dilation, groups, f"acc{number}")
+        total = some if total is None else _added(total, some, f"total{number}")
+    return te.compute(total.shape, lambda *at: (total(*at) >> tirx.const(drop, "int64")).astype("int32"), "dropped")
+
+
+def _images(w, images: dict[int, int] | None, name: str):
+    """The int64 image of each value; None: the values themselves."""
+
+    def image(*at):
+        if images is None:
+            return w(*at).astype("int64")
+        found = tirx.const(0, "int64")
+        for key, value in images.items():
+            found = tirx.Select(w(*at) == tirx.const(key, "int32"), tirx.const(value, "int64"), found)
+        return found
+
+    return te.compute(w.shape, image, name)
+
+
+def _added(a, b, name: str):
+    return te.compute(a.shape, lambda *at: a(*at) + b(*at), name)
+
+
+def _dropped(sums, drop: int):
+    return te.compute(sums.shape, lambda *at: sums(*at) >> tirx.const(drop, "int32"), "dropped") if drop else sums
+
+
+def _sums(values, w, stride, dilation, groups, name: str):
+    """The convolution of values that are padded already; both of one type."""
+    rows, columns = window_shape(values.shape, w.shape[2:], stride, (0, 0, 0, 0), dilation)
+    shape = values.shape[0], w.shape[0], rows, columns
     c = te.reduce_axis((0, w.shape[1]), "c")
     y = te.reduce_axis((0, w.shape[2]), "y")
     z = te.reduce_axis((0, w.shape[3]), "z")
@@ -121,19 +171,22 @@ def _conv(x, w, stride, padding, dilation, groups, x_format, w_format):
         seen = values[n, channel, h * stride[0] + y * dilation[0], v * stride[1] + z * dilation[1]]
         return te.sum(seen * w[o, c, y, z], axis=[c, y, z])
 
-    return te.compute(shape, body, "acc")
+    return te.compute(shape, body, name)
 
 
 def _schedule_conv(sch: Schedule) -> None:
     """Output rows innermost and contiguous, so that LLVM vectorises; output channels on all cores."""
-    block = sch.get_sblock("acc")
-    n, o, h, v, c, y, z = sch.get_loops(block)
-    sch.reorder(n, o, h, c, y, z, v)
-    sch.parallel(sch.fuse(n, o))
-    sch.vectorize(v)
-    sch.decompose_reduction(block, c)
-    n, k, *_ = sch.get_loops(sch.get_sblock("values"))
-    sch.parallel(sch.fuse(n, k))
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        name = sch.get(block).name_hint
+        if name.startswith("acc"):
+            n, o, h, v, c, y, z = sch.get_loops(block)
+            sch.reorder(n, o, h, c, y, z, v)
+            sch.parallel(sch.fuse(n, o))
+            sch.vectorize(v)
+            sch.decompose_reduction(block, c)
+        elif name.startswith("values"):
+            n, k, *_ = sch.get_loops(block)
+            sch.parallel(sch.fuse(n, k))
 
 
 def _pool_shape(x, kernel, stride, padding, dilation=(1, 1), **_):
@@ -158,10 +211,14 @@ def _max_pool(x, kernel, stride, padding, dilation, x_format, name):
     return _pool(_padded(x, padding, lambda code: code, stored.lo, "codes"), kernel, stride, padding, dilation, te.max)
 
 
-def _sum_pool(x, kernel, stride, padding, x_format):
+def _sum_pool(x, kernel, stride, padding, x_format, drop):
     stored, reader = formats(x_format)
-    values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values")
-    return _pool(values, kernel, stride, padding, (1, 1), te.sum)
+    kind = "int32" if reader.linear else "int64"
+    values = _padded(x, padding, lambda code: _value(code, stored, reader), 0, "values", kind)
+    sums = _pool(values, kernel, stride, padding, (1, 1), te.sum)
+    if reader.linear:
+        return _dropped(sums, drop)
+    return te.compute(sums.shape, lambda *at: (sums(*at) >> tirx.const(drop, "int64")).astype("int32"), "dropped")
 
 
 def _channel(parameter, n, c, h, v):
@@ -171,6 +228,10 @@ def _channel(parameter, n, c, h, v):
     return parameter[0 if int(parameter.shape[0]) == 1 else c, h, v]
 
 
+def _table_shape(acc, *parameters, name, **_):
+    return _requant_shape(acc, *parameters[:-1], name=name)
+
+
 def _requant_shape(acc, *parameters, name, **_):
     for parameter in parameters[-2:]:
         if tuple(parameter) not in ((acc[1],), tuple(acc[1:]), (1, *acc[2:])):
@@ -178,14 +239,38 @@ def _requant_shape(acc, *parameters, name, **_):
     return acc
 
 
-def _requant_add(acc, res, m, b, m2, shift, lo, hi, res_format, name):
+def _shifted(acc, res, m, b, m2, shift, res_format):
+    """v of the requantisation at a place."""
     stored, reader = (None, None) if res is None else formats(res_format)
 
-    def body(*at):
+    def at_place(*at):
         total = _channel(m, *at).astype("int64") * acc(*at).astype("int64")
         if res is not None:
             total += tirx.const(m2, "int64") * _value(res(*at), stored, reader).astype("int64")
-        total = (total + _channel(b, *at)) >> tirx.const(shift, "int64")
+        return (total + _channel(b, *at)) >> tirx.const(shift, "int64")
+
+    return at_place
+
+
+def _requant_add_table(acc, res, m, b, thresholds, m2, shift, res_format, name):
+    shifted = te.compute(acc.shape, _shifted(acc, res, m, b, m2, shift, res_format), "shifted")
+    t = te.reduce_axis((0, thresholds.shape[0]), "t")
+    return te.compute(
+        acc.shape,
+        lambda *at: te.sum(tirx.Select(thresholds[t].astype("int64") <= shifted(*at), tirx.const(1), tirx.const(0)), axis=[t]),
+        "requant",
+    )
+
+
+def _requant_table(acc, m, b, thresholds, shift, name):
+    return _requant_add_table(acc, None, m, b, thresholds, 0, shift, "", name)
+
+
+def _requant_add(acc, res, m, b, m2, shift, lo, hi, res_format, name):
+    shifted = _shifted(acc, res, m, b, m2, shift, res_format)
+
+    def body(*at):
+        total = shifted(*at)
         return tirx.min(tirx.max(total, tirx.const(lo, "int64")), tirx.const(hi, "int64")).astype("int32")
 
     return te.compute(acc.shape, body, "requant")
@@ -198,18 +283,25 @@ def _requant(acc, m, b, shift, lo, hi, name):
 OPS = {
     PREFIX + "qconv2d": OpSpec(
         ("x", "w"),
-        ("stride", "padding", "dilation", "groups", "x_format", "w_format"),
+        ("stride", "padding", "dilation", "groups", "x_format", "w_format", "drop"),
         _conv_shape,
         _conv,
         _schedule_conv,
+        {"drop": 0},
     ),
-    PREFIX + "qsumpool2d": OpSpec(("x",), ("kernel", "stride", "padding", "x_format"), _pool_shape, _sum_pool),
+    PREFIX + "qsumpool2d": OpSpec(
+        ("x",), ("kernel", "stride", "padding", "x_format", "drop"), _pool_shape, _sum_pool, defaults={"drop": 0}
+    ),
     PREFIX + "qmaxpool2d": OpSpec(
         ("x",), ("kernel", "stride", "padding", "dilation", "x_format", "name"), _pool_shape, _max_pool
     ),
     PREFIX + "requant": OpSpec(("acc", "m", "b"), ("shift", "lo", "hi", "name"), _requant_shape, _requant),
     PREFIX + "requant_add": OpSpec(
         ("acc", "res", "m", "b"), ("m2", "shift", "lo", "hi", "res_format", "name"), _requant_shape, _requant_add
+    ),
+    PREFIX + "requant_table": OpSpec(("acc", "m", "b", "thresholds"), ("shift", "name"), _table_shape, _requant_table),
+    PREFIX + "requant_add_table": OpSpec(
+        ("acc", "res", "m", "b", "thresholds"), ("m2", "shift", "res_format", "name"), _table_shape, _requant_add_table
     ),
 }
 

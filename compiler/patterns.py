@@ -28,9 +28,14 @@ from seriatim.formats import MAX_PLANES, Format, Kind
 CODEGEN = "seriatim"
 CONV, SUM_POOL, MAX_POOL = PREFIX + "qconv2d", PREFIX + "qsumpool2d", PREFIX + "qmaxpool2d"
 REQUANT, REQUANT_ADD = PREFIX + "requant", PREFIX + "requant_add"
-NAMED = (REQUANT, REQUANT_ADD, MAX_POOL)
+TABLES = (REQUANT + "_table", REQUANT_ADD + "_table")
+"""Requantisations to levels that are not evenly spaced."""
+
+REQUANTS = (REQUANT, REQUANT_ADD, *TABLES)
+NAMED = (*REQUANTS, MAX_POOL)
 """Operators whose output is a tensor of the network; each carries its layer's name."""
-INPUT_FORMATS = {CONV: {0: "x_format"}, SUM_POOL: {0: "x_format"}, MAX_POOL: {0: "x_format"}, REQUANT_ADD: {1: "res_format"}}
+INPUT_FORMATS = {CONV: {0: "x_format"}, SUM_POOL: {0: "x_format"}, MAX_POOL: {0: "x_format"}, REQUANT_ADD: {1: "res_format"},
+                 TABLES[1]: {1: "res_format"}}
 """For each operator, which of its inputs are codes, and the attribute that declares their format."""
 
 IMAGE = Format(Kind.UINT, 8)
@@ -77,7 +82,7 @@ def analyse(mod: tvm.IRModule) -> Facts:
     Raises CompileError where two layers share a name.
     """
     facts = Facts()
-    bindings = [(var, value) for var, value in bindings_of(mod["main"]) if op_name(value) in {*INPUT_FORMATS, REQUANT}]
+    bindings = [(var, value) for var, value in bindings_of(mod["main"]) if op_name(value) in {*INPUT_FORMATS, *REQUANTS}]
     users = defaultdict(list)
     for var, value in bindings:
         for index, arg in enumerate(value.args):
@@ -132,6 +137,10 @@ def analyse(mod: tvm.IRModule) -> Facts:
                 facts.formats.setdefault(name, formats(attrs["x_format"])[0])
             except (ConfigError, CompileError) as error:
                 facts.refuse(name, str(error))
+            continue
+        if call.op.name in TABLES:
+            facts.formats.setdefault(name, smallest_format(0, shape_of(call.args[-1])[0]))
+            facts.refuse(name, "its output levels are not evenly spaced, which needs the shift-add engine; use uint or int")
             continue
         facts.formats.setdefault(name, smallest_format(attrs["lo"], attrs["hi"]))
         core = producers.get(call.args[0])
@@ -236,7 +245,7 @@ def cpu_fallback(mod: tvm.IRModule, facts: Facts) -> list[dict[str, str]]:
     """What a partitioned module leaves on the CPU: name, operator and reason of each layer or plain operator."""
     main = list(bindings_of(mod["main"]))
     values = dict(main)
-    inner = {value.args[0] for _, value in main if op_name(value) in (REQUANT, REQUANT_ADD)}
+    inner = {value.args[0] for _, value in main if op_name(value) in REQUANTS}
     listed = []
     for var, value in main:
         op = op_name(value)

@@ -36,3 +36,11 @@ def requant(acc, m, b, shift: int, lo: int, hi: int, res=None, m2: int = 0) -> n
     if res is not None:
         total = total + np.int64(m2) * np.asarray(res, np.int64)
     return np.clip(total >> np.int64(shift), lo, hi)
+
+
+def encode(v, thresholds) -> np.ndarray:
+    """Codes of a layer whose levels are not evenly spaced: how many of the ascending `thresholds` each v has reached.
+
+    v is what `requant` gives without bounds (32 bits of it are enough).
+    """
+    return np.searchsorted(np.asarray(thresholds, np.int64), np.asarray(v, np.int64), side="right")

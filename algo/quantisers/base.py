@@ -145,6 +145,12 @@ class WeightQuantiser(nn.Module):
             )
         return self.formats[0]
 
+    @property
+    def export_format(self) -> Format:
+        """How integer networks name the format: a codebook without its table, which the values say."""
+        form = self.formats[0]
+        return Format(Kind.CODEBOOK, form.bits) if form.kind is Kind.CODEBOOK else form
+
     def codes(self) -> Tensor:
         """int32 codes in the weight's shape (`int` formats: signed)."""
         return encode(self.integers(), self.format)
