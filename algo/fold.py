@@ -97,8 +97,8 @@ class Proof:
 
 
 def dropped(tail: Tail, linear: bool, name: str) -> tuple[Tail, int]:
-    """The tail of sums that leave out their lowest D bits, and D: 0 of linear operands, else so many that `KEPT` bits are left, or
-    `KEPT_BESIDE` where the residual's multiplier, of 32 bits, bounds the shift and with it the precision of m.
+    """The tail of sums that leave out their lowest D bits, and D: 0 of linear operands, else so many that `KEPT` bits are left,
+    or `KEPT_BESIDE` where the residual's multiplier, of 32 bits, bounds the shift and with it the precision of m.
 
     A sum without its lowest bits stands for the middle of those that it may have been.
 
@@ -110,12 +110,14 @@ def dropped(tail: Tail, linear: bool, name: str) -> tuple[Tail, int]:
         return tail, 0
     if worst > WIDE_MAX:
         raise CompileError(
-            f"{name}: a sum can reach {worst}, above {WIDE_MAX} (48 bits): use fewer bits, a smaller base, or fewer input channels"
+            f"{name}: a sum can reach {worst}, above {WIDE_MAX} (48 bits): use fewer bits, a smaller base, or fewer input "
+            "channels"
         )
     drop = max(0, worst.bit_length() - (KEPT_BESIDE if tail.residual else KEPT))
     unit = 2.0**drop
     middle = tail.scale * (unit - 1) / 2
-    return replace(tail, scale=tail.scale * unit, offset=tail.offset + middle, bound=np.floor(tail.bound / unit) + (drop > 0)), drop
+    bound = np.floor(tail.bound / unit) + (drop > 0)
+    return replace(tail, scale=tail.scale * unit, offset=tail.offset + middle, bound=bound), drop
 
 
 def fold(tail: Tail, name: str) -> Folded:

@@ -6,8 +6,10 @@ from seriatim.errors import ConfigError
 from seriatim.formats import Format, Kind
 
 
-@pytest.mark.parametrize("text", ["uint8", "uint8z3", "int4", "bipolar1", "log4r2", "log4r1s", "log4r2k3", "log5r8k7s", "uint16", "codebook4",
-                                  "codebook2[0,5,9,14]", "codebook1[-3,3]"])
+@pytest.mark.parametrize("text", [
+    "uint8", "uint8z3", "int4", "bipolar1", "log4r2", "log4r1s", "log4r2k3", "log5r8k7s", "uint16", "codebook4",
+    "codebook2[0,5,9,14]", "codebook1[-3,3]",
+])
 def test_text_and_back(text):
     assert str(Format.parse(text)) == text
 
