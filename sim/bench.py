@@ -30,6 +30,10 @@ MACHINES = (Config(), Config(n=16), Config(m=8, axi_bits=32), Config(m=4, n=4, k
 MEMORIES = (Memory(10), Memory(50, outstanding=2), Memory(100), Memory(300), Memory(300, outstanding=16),
             Memory(100, read_bandwidth=(1, 2), write_bandwidth=(1, 3)))
 RANDOM_NETS = 60
+WEQ_BITS, WEQ_DRAWS, WEQ_WEIGHTS = (2, 3, 4), 20, 4000
+LAWS = {"Gaussian": lambda rng: rng.standard_normal(WEQ_WEIGHTS), "Laplace": lambda rng: rng.laplace(size=WEQ_WEIGHTS),
+        "Student-t (3)": lambda rng: rng.standard_t(3, WEQ_WEIGHTS), "Student-t (2)": lambda rng: rng.standard_t(2, WEQ_WEIGHTS)}
+"""Distributions of weights, Student's with its degrees of freedom."""
 
 
 @cache
@@ -173,8 +177,25 @@ def steptime() -> dict:
     return steptime.measure()
 
 
+def weq() -> dict:
+    """How much weighted entropy WEQ's Algorithm 1 leaves to the exact optimum, by distribution and bits."""
+    from seriatim.algo.quantisers.weq import Importances
+
+    found = {}
+    for law, draw in LAWS.items():
+        drawn = [Importances(np.square(draw(np.random.default_rng(seed)))) for seed in range(WEQ_DRAWS)]
+        for bits in WEQ_BITS:
+            clusters = 2 ** (bits - 1)  # of magnitudes: each level has both signs
+            shares = [data.entropy(data.search(clusters)) / data.entropy(data.optimum(clusters)) for data in drawn]
+            if max(shares) > 1 + 1e-9:
+                raise MismatchError(f"Algorithm 1 exceeds the optimum: {max(shares)} of it, {law}, {bits} bits")
+            found[f"{law}, {bits} bits: missing at most"] = round(1 - min(shares), 6)
+            found[f"{law}, {bits} bits: missing on average"] = round(1 - sum(shares) / len(shares), 6)
+    return found
+
+
 BENCHES = {"utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area,
-           "steptime": steptime}
+           "steptime": steptime, "weq": weq}
 
 
 def readme(measured: figures.Measured) -> str:

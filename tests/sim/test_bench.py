@@ -148,3 +148,11 @@ def test_errors_of_the_model(capsys):
                      "mean error of a layer": pytest.approx((0.1 + 10 / 300) / 4), "largest error of a total": 0}
     out = capsys.readouterr().out
     assert "bad: layer0 predicted 90, took 100" in out and "good" not in out
+
+
+@pytest.mark.unit
+def test_weq_is_never_above_the_optimum(monkeypatch):
+    monkeypatch.setattr(bench, "WEQ_DRAWS", 2)
+    found = bench.weq()
+    assert len(found) == 2 * len(bench.LAWS) * len(bench.WEQ_BITS) and min(found.values()) >= 0
+    assert found["Gaussian, 4 bits: missing at most"] < 1e-3 and max(found.values()) < 0.05
