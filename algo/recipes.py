@@ -20,8 +20,10 @@ from seriatim.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "recipes"
 
-DEFAULTS = {"resnet18": "fashion-resnet18-slb", "resnet20": "fashion-resnet20-slb", "digits": "digits-slb"}
-"""The packaged recipe that each shipped net was made by."""
+DEFAULTS = {
+    "resnet18": "fashion-resnet18-slb", "resnet20": "fashion-resnet20-slb", "digits": "digits-slb", "vdsr": "pictures-vdsr-slb",
+}  # fmt: skip
+"""The packaged recipe of a net: of a shipped one, that which it was made by."""
 
 
 @dataclass(frozen=True)
