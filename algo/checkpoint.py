@@ -2,12 +2,13 @@
 
     magic "SRTMCKPT", uint32 length of the header, JSON header, packed arrays, sha256 of all before it
 
-The header lists net (its graph too, where that is no net of this package), quantisation, metadata and, for each array, its
-place, shape and kind. Weight
-codes are packed least significant plane first, eight codes of one plane to a byte; everything else
-(batch norms, biases, scales) is float32.
+The header lists net, quantisation, metadata and, for each array, its place, shape and kind. Weight
+codes are packed least significant plane first, eight codes of one plane to a byte, with their formats and tables and a float64
+scale for each output channel; everything else (batch norms, biases, activations' scales and levels) keeps its type.
+Version 1, which held SLB and uniform weights alone, is read as well.
 """
 
+import copy
 import hashlib
 import json
 import struct
@@ -18,16 +19,20 @@ import numpy as np
 import torch
 
 from seriatim.algo.graph import GraphNet
-from seriatim.algo.nets import Net, build, quantize_, set_hard
-from seriatim.algo.quantisers.scheme import SLB
-from seriatim.algo.slb import SLBWeight, UniformWeight
+from seriatim.algo.layers import Layer
+from seriatim.algo.nets import Net, build, set_hard
+from seriatim.algo.quantisers.base import WeightQuantiser
+from seriatim.algo.quantisers.model import restore_
+from seriatim.algo.quantisers.scheme import SLB, Scheme
+from seriatim.algo.quantisers.stored import StoredWeight
 from seriatim.errors import CheckpointError, ConfigError
+from seriatim.formats import Format, Kind
 from seriatim.sim import files
 
 MAGIC = b"SRTMCKPT"
-VERSION = 1
-LOGIT_STEP = 1.0
-"""Logit of the chosen level of a loaded SLB weight; the others are 0 (one bit: +-1)."""
+VERSION = 2
+CODES = "codes"
+"""Kind of an array of packed codes; the others are NumPy's types."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Metadata:
     """What a checkpoint says of itself.
 
     Attributes:
-        net, quant, w, a, first_last: as on the command line.
+        net, quant, act_quant (None: that of `default_act`), w, a, first_last: as on the command line.
         dataset, image_size, classes: what it was trained for.
         accuracy: of the integer network on the official test images (0..1; of an image net the PSNR in dB), or None.
         float_accuracy: of the float net trained alike, or None.
@@ -56,6 +61,7 @@ class Metadata:
     test_images: int = 0
     command: str = ""
     notes: dict = field(default_factory=dict)
+    act_quant: str | None = None
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> bytes:
@@ -72,31 +78,28 @@ def unpack_codes(raw: bytes, shape: tuple[int, ...], bits: int) -> np.ndarray:
     return (found << np.arange(bits, dtype=np.int32)[:, None]).sum(0, dtype=np.int32).reshape(shape)
 
 
-def _quantisers(net: Net) -> dict[str, SLBWeight | UniformWeight]:
-    kinds = SLBWeight | UniformWeight
-    return {name: m for name, m in net.named_modules() if isinstance(m, kinds)}
+def _quantisers(net: Net) -> dict[str, WeightQuantiser]:
+    """By the name of their layer."""
+    return {name.removesuffix(".quantiser"): m for name, m in net.named_modules() if isinstance(m, WeightQuantiser)}
+
+
+def _entry(name: str, value: np.ndarray) -> tuple[dict, bytes]:
+    value = value.astype(value.dtype.newbyteorder("<"))
+    return {"name": name, "kind": value.dtype.name, "shape": list(value.shape)}, value.tobytes()
 
 
 def _arrays(net: Net) -> list[tuple[dict, bytes]]:
-    parts, packed = [], set()
+    parts = []
     for name, quantiser in _quantisers(net).items():
-        key = "logits" if isinstance(quantiser, SLBWeight) else "weight"
-        packed.add(f"{name}.{key}")
-        integers, bits = quantiser.integers().numpy(), quantiser.bits
-        slb = isinstance(quantiser, SLBWeight)
-        codes = (integers + 2**bits - 1) // 2 if slb else integers + 2 ** (bits - 1)
-        entry = {"name": name, "kind": str(quantiser.format), "shape": list(integers.shape)}
-        parts.append((entry, pack_codes(codes, bits)))
-        if not slb:
-            peak = quantiser.peak().numpy()
-            entry = {"name": f"{name}.peak", "kind": "float32", "shape": list(peak.shape)}
-            parts.append((entry, peak.astype("<f4").tobytes()))
+        quantiser = copy.deepcopy(quantiser).cpu().double()  # as the export takes it
+        codes, bits = quantiser.codes().cpu().numpy(), quantiser.bits
+        formats = [str(form) for form in quantiser.formats]
+        entry = {"name": name, "kind": CODES, "shape": list(codes.shape), "bits": bits, "formats": formats}
+        parts.append((entry, pack_codes(codes & (1 << bits) - 1, bits)))
+        parts.append(_entry(f"{name}.scale", quantiser.scale().cpu().numpy()))
     for name, value in net.state_dict().items():
-        if name in packed or name.endswith("num_batches_tracked"):
-            continue
-        value = value.float().contiguous().numpy()
-        entry = {"name": name, "kind": "float32", "shape": list(value.shape)}
-        parts.append((entry, value.astype("<f4").tobytes()))
+        if ".quantiser." not in name and not name.endswith("num_batches_tracked"):
+            parts.append(_entry(name, value.cpu().contiguous().numpy()))
     return parts
 
 
@@ -108,20 +111,22 @@ def save(net: Net, metadata: Metadata, path: Path) -> Path:
         CheckpointError: a value that is not finite.
     """
     config = net.quantisation
-    wanted = (metadata.net, metadata.w, metadata.a, metadata.first_last)
+    wanted = (metadata.net, metadata.quant, metadata.w, metadata.a, metadata.first_last)
     if config is None:
         raise ConfigError(f"{net.name} is a float net: packed checkpoints hold low-bit nets")
-    if wanted != (net.name, config.weight_bits, config.act_bits, config.first_last):
+    if wanted != (net.name, config.weight, config.weight_bits, config.act_bits, config.first_last):
         raise ConfigError(f"metadata of {wanted} for {net.name} with {config}: they must agree")
     parts = _arrays(net)
     for entry, raw in parts:
-        if entry["kind"] == "float32" and not np.isfinite(np.frombuffer(raw, "<f4")).all():
+        if entry["kind"].startswith("float") and not np.isfinite(np.frombuffer(raw, entry["kind"])).all():
             raise CheckpointError(f"{entry['name']} holds NaN or infinity: the training diverged")
     place, entries = 0, []
     for entry, raw in parts:
         entries.append({**entry, "at": place, "bytes": len(raw)})
         place += len(raw)
-    header = {"version": VERSION, "metadata": asdict(metadata), "graph": net.spec(), "arrays": entries}
+    header = {
+        "version": VERSION, "metadata": asdict(metadata), "quantisation": config.to_dict(), "graph": net.spec(), "arrays": entries
+    }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     body = MAGIC + struct.pack("<I", len(text)) + text + b"".join(raw for _, raw in parts)
     return files.write(path, body + hashlib.sha256(body).digest())
@@ -150,9 +155,9 @@ def _open(path: Path) -> tuple[dict, bytes]:
         version = header["version"]
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: unreadable header ({error}); {again}") from error
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise CheckpointError(
-            f"{path}: version {version} of the format, this program reads {VERSION}; train it anew or "
+            f"{path}: version {version} of the format, this program reads 1 and {VERSION}; train it anew or "
             "use the program that wrote it"
         )
     return header, body[start:]
@@ -194,28 +199,27 @@ def load(path: Path, net_name: str | None = None) -> tuple[Net, Metadata]:
             f"{path}: a checkpoint of {metadata.net}, not of {net_name}; name another file or --net"
         )
     try:
-        config = SLB(metadata.w, metadata.a, metadata.first_last)
+        if header["version"] == 1:
+            scheme = SLB(metadata.w, metadata.a, metadata.first_last)
+        else:
+            scheme = Scheme.from_dict(header["quantisation"])
+        arrays = {entry["name"]: _array(entry, body, path) for entry in header["arrays"]}
+        weights = _weights(header, arrays, path)
         with torch.random.fork_rng():
             graph = header.get("graph")
             net = GraphNet.from_spec(graph) if graph else build(metadata.net, metadata.classes)
-            quantize_(net, config)
-    except ConfigError as error:
+            for name, module in net.named_modules():
+                if isinstance(module, Layer):
+                    _expect(arrays, name, path, module.shape)
+            restore_(net, scheme, weights)
+    except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    arrays = {entry["name"]: _array(entry, body, path) for entry in header["arrays"]}
     state = net.state_dict()
-    for name, quantiser in _quantisers(net).items():
-        slb = isinstance(quantiser, SLBWeight)
-        key = f"{name}.{'logits' if slb else 'weight'}"
-        integers = _expect(arrays, name, path, state[key].shape[:4])
-        if slb:
-            state[key] = _logits(integers, quantiser.bits)
-        else:
-            state[key] = _uniform(integers, _expect(arrays, f"{name}.peak", path), quantiser.bits)
     for name, value in state.items():
         if name in arrays:
             found = _expect(arrays, name, path, value.shape)
             state[name] = torch.from_numpy(found.copy()).to(value.dtype)
-        elif not name.endswith(("num_batches_tracked", ".logits", "quantiser.weight")):
+        elif ".quantiser." not in name and not name.endswith("num_batches_tracked"):
             raise CheckpointError(f"{path}: {name} is missing; the file is of another version")
     net.load_state_dict(state)
     net.dataset = metadata.dataset if graph else net.dataset
@@ -223,17 +227,38 @@ def load(path: Path, net_name: str | None = None) -> tuple[Net, Metadata]:
     return net.eval(), metadata
 
 
+def _weights(header: dict, arrays: dict, path) -> dict[str, StoredWeight]:
+    """The weights by the names of their layers, which `arrays` gets too (version 1 has the quantisers' names)."""
+    found = {}
+    for entry in header["arrays"]:
+        kind, name = entry["kind"], entry["name"].removesuffix(".quantiser")
+        if kind == CODES:
+            formats, scale = tuple(map(Format.parse, entry["formats"])), _expect(arrays, f"{name}.scale", path)
+        elif kind.startswith(("bipolar", "int")) and kind != "int64":
+            formats = (Format.parse(kind),)
+            if kind.startswith("bipolar"):
+                scale = np.full(entry["shape"][0], 1 / (2 ** formats[0].bits - 1))
+            else:
+                scale = _expect(arrays, f"{entry['name']}.peak", path).astype(np.float64) / (2 ** (formats[0].bits - 1) - 1)
+        else:
+            continue
+        codes = arrays[name] = arrays[entry["name"]]
+        if formats[0].kind is Kind.INT:  # patterns; version 1 counts from the lowest
+            half = 1 << formats[0].bits - 1
+            codes = (codes + half) % (2 * half) - half if kind == CODES else codes - half
+        found[name] = StoredWeight(torch.from_numpy(codes.copy()), formats, torch.from_numpy(np.array(scale, np.float64)))
+    return found
+
+
 def _array(entry: dict, body: bytes, path) -> np.ndarray:
     raw, shape = body[entry["at"] : entry["at"] + entry["bytes"]], tuple(entry["shape"])
     kind = entry["kind"]
-    if kind == "float32":
-        found = np.frombuffer(raw, "<f4").reshape(shape)
-        if not np.isfinite(found).all():
+    if kind in ("float32", "float64", "int64", "bool"):
+        found = np.frombuffer(raw, np.dtype(kind).newbyteorder("<")).reshape(shape)
+        if kind.startswith("float") and not np.isfinite(found).all():
             raise CheckpointError(f"{path}: {entry['name']} holds NaN or infinity; train it anew")
         return found
-    bits = int(kind.lstrip("bipolarnt"))
-    codes = unpack_codes(raw, shape, bits)
-    return 2 * codes - (2**bits - 1) if kind.startswith("bipolar") else codes - 2 ** (bits - 1)
+    return unpack_codes(raw, shape, entry["bits"] if kind == CODES else Format.parse(kind).bits)
 
 
 def _expect(arrays, name, path, shape=None) -> np.ndarray:
@@ -245,19 +270,3 @@ def _expect(arrays, name, path, shape=None) -> np.ndarray:
             "it is of another net"
         )
     return arrays[name]
-
-
-def _logits(integers: np.ndarray, bits: int) -> torch.Tensor:
-    integers = torch.from_numpy(integers.copy())
-    if bits == 1:
-        return integers.float() * LOGIT_STEP
-    index = (integers + 2**bits - 1) // 2
-    return torch.nn.functional.one_hot(index.long(), 2**bits).float() * LOGIT_STEP
-
-
-def _uniform(integers: np.ndarray, peak: np.ndarray, bits: int) -> torch.Tensor:
-    """Weights whose scale is to the bit the saved one: the largest of a channel is exactly its peak."""
-    largest = 2 ** (bits - 1) - 1
-    peak = peak.reshape(-1, 1, 1, 1)
-    weight = integers.astype(np.float32) * (peak / np.float32(largest))
-    return torch.from_numpy(np.where(abs(integers) == largest, np.sign(integers) * peak, weight))

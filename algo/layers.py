@@ -92,8 +92,10 @@ class Layer(nn.Module):
         """Put quantisers in, starting at the float weight, which leaves. Raises ConfigError: see `quantisers`."""
         self.adopt(self.quantisers(scheme))
 
-    def quantisers(self, scheme: Scheme | None) -> tuple[WeightQuantiser, ActivationQuantiser | None, int]:
-        """Weight quantiser, output quantiser and the most planes to read, for `adopt`.
+    def quantisers(
+        self, scheme: Scheme | None, weight: WeightQuantiser | None = None
+    ) -> tuple[WeightQuantiser, ActivationQuantiser | None, int]:
+        """Weight quantiser (`weight`, or a new one), output quantiser and the most planes to read, for `adopt`.
 
         Raises:
             ConfigError: a scheme that leaves a half float: an integer network has no float layers.
@@ -104,7 +106,7 @@ class Layer(nn.Module):
                 "for instance"
             )
         act = None if self.gives_output else scheme.output(signed=not self.relu, stream=self.wide)
-        return scheme.weight_quantiser(self.weight), act, IMAGE.bits if self.role == "stem" else scheme.act_bits
+        return weight or scheme.weight_quantiser(self.weight), act, IMAGE.bits if self.role == "stem" else scheme.act_bits
 
     def adopt(self, quantisers: tuple[WeightQuantiser, ActivationQuantiser | None, int]) -> None:
         start, self.weight = self.weight, None

@@ -151,14 +151,26 @@ def quantize_(
     return net
 
 
-def _quantize_codes(net: nn.Module, names: list[str], scheme: Scheme) -> None:
+def restore_(net: nn.Module, scheme: Scheme, weights: Mapping[str, WeightQuantiser]) -> nn.Module:
+    """`quantize_` for a net of this project whose weights are there already, by layer name.
+
+    Raises:
+        ConfigError: as `quantize_`; no weights for a layer, or of another shape.
+    """
+    _quantize_codes(net, quantisable(net), scheme, weights)
+    if scheme.batch_norm == "state":
+        keep_state_(net, discrete=False)
+    return net
+
+
+def _quantize_codes(net: nn.Module, names: list[str], scheme: Scheme, weights: Mapping[str, WeightQuantiser] | None = None):
     edges = tuple(name for name in names if net.get_submodule(name).role != "body")
     pools = [name for name, module in net.named_modules() if isinstance(module, AveragePool)]
     chosen = schemes(names + pools, scheme, edges)
     prepared = {}
     for name in names:
         try:
-            prepared[name] = net.get_submodule(name).quantisers(chosen[name])
+            prepared[name] = net.get_submodule(name).quantisers(chosen[name], weights and weights[name])
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     for name, quantisers in prepared.items():

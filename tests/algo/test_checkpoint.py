@@ -61,7 +61,7 @@ def test_packing(bits):
 
 def test_one_bit_weights_take_one_bit(saved):
     parts = {e["name"]: e for e in json.loads(_header(saved))["arrays"]}
-    assert parts["conv2.quantiser"]["bytes"] == 16 * 16 * 9 // 8
+    assert parts["conv2"]["bytes"] == 16 * 16 * 9 // 8
 
 
 def _header(path):

@@ -165,7 +165,8 @@ POINTWISE = dict(stride=[1, 1], padding=[0] * 4, dilation=[1, 1], groups=1, x_fo
 
 
 @pytest.mark.parametrize("x_format, reason", [
-    ("uint4:uint8", "top planes"), ("uint8:int4", "top planes"), ("uint8z3:uint4", "multiple of 16"), ("codebook2", "table is not said"),
+    ("uint4:uint8", "top planes"), ("uint8:int4", "top planes"), ("uint8z3:uint4", "multiple of 16"),
+    ("codebook2", "table is not said"),
 ])
 def test_a_format_that_nobody_can_read_is_refused(x_format, reason):
     x, w = np.zeros((1, 1, 2, 2), np.int32), np.ones((1, 1, 1, 1), np.int32)
