@@ -23,7 +23,7 @@ from seriatim.algo.layers import Layer
 from seriatim.algo.nets import Net, build, set_hard
 from seriatim.algo.quantisers.base import WeightQuantiser
 from seriatim.algo.quantisers.model import restore_
-from seriatim.algo.quantisers.scheme import SLB, Scheme
+from seriatim.algo.quantisers.scheme import SLB, Scheme, pair_name
 from seriatim.algo.quantisers.stored import StoredWeight
 from seriatim.errors import CheckpointError, ConfigError
 from seriatim.formats import Format, Kind
@@ -40,7 +40,7 @@ class Metadata:
     """What a checkpoint says of itself.
 
     Attributes:
-        net, quant, act_quant (None: that of `default_act`), w, a, first_last: as on the command line.
+        net, quant (a pair as `scheme.pair_of` takes it), w, a, first_last: as on the command line.
         dataset, image_size, classes: what it was trained for.
         accuracy: of the integer network on the official test images (0..1; of an image net the PSNR in dB), or None.
         float_accuracy: of the float net trained alike, or None.
@@ -61,7 +61,6 @@ class Metadata:
     test_images: int = 0
     command: str = ""
     notes: dict = field(default_factory=dict)
-    act_quant: str | None = None
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> bytes:
@@ -114,7 +113,7 @@ def save(net: Net, metadata: Metadata, path: Path) -> Path:
     wanted = (metadata.net, metadata.quant, metadata.w, metadata.a, metadata.first_last)
     if config is None:
         raise ConfigError(f"{net.name} is a float net: packed checkpoints hold low-bit nets")
-    if wanted != (net.name, config.weight, config.weight_bits, config.act_bits, config.first_last):
+    if wanted != (net.name, pair_name(config.weight, config.act), config.weight_bits, config.act_bits, config.first_last):
         raise ConfigError(f"metadata of {wanted} for {net.name} with {config}: they must agree")
     parts = _arrays(net)
     for entry, raw in parts:

@@ -463,7 +463,8 @@ def list_recipes() -> int:
 
 def command_of(args) -> str:
     """The command line that repeats this run."""
-    text = f"seriatim train --net {args.net} --quant {args.quant} --w {args.w} --a {args.a}"
+    quant = args.quant.replace("+", " --act-quant ")  # a pair
+    text = f"seriatim train --net {args.net} --quant {quant} --w {args.w} --a {args.a}"
     for name in ("first_last", "image", "epochs", "recipe", "dataset"):
         value = getattr(args, name, None)
         if value is not None:

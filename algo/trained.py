@@ -18,7 +18,7 @@ from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images
 from seriatim.algo.export import IntegerNetwork, export_integer
 from seriatim.algo.nets import NETS, Net, build, quantize_
-from seriatim.algo.quantisers.scheme import SLB, Scheme, default_act
+from seriatim.algo.quantisers.scheme import SLB, Scheme, pair_name, pair_of
 from seriatim.algo.recipes import Plan, Recipe
 from seriatim.algo.slb import SLBWeight, logits_for
 from seriatim.algo.train import Run, accuracy, fit, read_state
@@ -31,16 +31,16 @@ SAMPLES = HERE / "samples" / "fashion-mnist-test256.npz"
 CACHE = Path("build/train")
 
 
-def check(net: str, quant: str, w: int, a: int, first_last: int | None = None, act_quant: str | None = None) -> Scheme:
-    """The quantisation that a command names; without `act_quant` the activations' quantiser is that of `default_act`.
+def check(net: str, quant: str, w: int, a: int, first_last: int | None = None) -> Scheme:
+    """The quantisation that a command names, `quant` as `scheme.pair_of` takes it.
 
     Raises:
         ConfigError: an unknown net or quantiser, or a width that it has not.
     """
     if net not in NETS:
         raise ConfigError(f"net {net!r}: choose one of {', '.join(NETS)}")
-    act = act_quant or default_act(quant)
-    scheme = SLB(w, a, first_last, act=act) if quant == "slb" else Scheme(quant, w, act, a, first_last=first_last)
+    weight, act = pair_of(quant)
+    scheme = SLB(w, a, first_last, act=act) if weight == "slb" else Scheme(weight, w, act, a, first_last=first_last)
     scheme.weight_quantiser(torch.linspace(-1, 1, 1024).view(2, 512))  # has it these widths?
     scheme.activation()
     return scheme
@@ -48,6 +48,7 @@ def check(net: str, quant: str, w: int, a: int, first_last: int | None = None, a
 
 def settle(args) -> None:
     """Completes a command line: what it does not say of its network is as `--checkpoint` holds it, else resnet18 W1A8 by SLB.
+    `--act-quant` joins `--quant` as a pair.
 
     Raises:
         CheckpointError: a checkpoint that cannot be used.
@@ -56,12 +57,13 @@ def settle(args) -> None:
     for name in ("net", "quant", "w", "a", "first_last"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(held, name))
+    if getattr(args, "act_quant", None) and args.quant != "float":
+        args.quant, args.act_quant = pair_name(args.quant.partition("+")[0], args.act_quant), None
 
 
-def name_of(net: str, quant: str, w: int, a: int, first_last: int | None = None, act_quant: str | None = None) -> str:
-    """File name, without suffix, of a checkpoint: resnet18-slb-w1a8, resnet20-dorefa-pact-w4a4."""
-    pair = f"{quant}-{act_quant}" if act_quant and act_quant != default_act(quant) else quant
-    return f"{net}-{pair}-w{w}a{a}" + (f"-fl{first_last}" if first_last else "")
+def name_of(net: str, quant: str, w: int, a: int, first_last: int | None = None) -> str:
+    """File name, without suffix, of a checkpoint: resnet18-slb-w1a8, resnet20-dorefa+pact-w4a4."""
+    return f"{net}-{quant}-w{w}a{a}" + (f"-fl{first_last}" if first_last else "")
 
 
 def sample_images(
@@ -175,7 +177,7 @@ def load_float(path: Path, net: str, classes: int) -> Net:
     return model
 
 
-def copy_start(source: Net, config: SLB) -> Net:
+def copy_start(source: Net, config: Scheme) -> Net:
     """A net of other widths that starts at the argmax weights and scales of `source`.
 
     `source` has SLB weights of one bit: +-1 are the outermost levels of every wider format, so the weights say the
@@ -331,7 +333,8 @@ def load_net(
 
     In this order: `path`, the checkpoint shipped, one cached in `folder`, or a short training (at
     most a few minutes, its accuracy is measured on 1000 images and logged) that starts at the
-    shipped W1A8 net and is cached; one process trains where several want the same.
+    shipped W1A8 net (SLB's; others at a float net that is trained as briefly) and is cached; one process trains where several
+    want the same.
     `seriatim train` runs the whole recipe instead.
 
     Raises:
@@ -371,8 +374,9 @@ def load_or_train(
     return export_integer(model, image_size), metadata
 
 
-def _short(net: str, config: SLB, folder: Path, log, progress) -> tuple[Net, Metadata]:
-    name = name_of(net, "slb", config.weight_bits, config.act_bits, config.first_last)
+def _short(net: str, config: Scheme, folder: Path, log, progress) -> tuple[Net, Metadata]:
+    quant = pair_name(config.weight, config.act)
+    name = name_of(net, quant, config.weight_bits, config.act_bits, config.first_last)
     shipped = SHIPPED / f"{name_of(net, 'slb', 1, 8)}.ckpt"
     log(f"{name}: no checkpoint, training briefly (`seriatim train` runs the whole recipe)")
     dataset, size = NETS[net].dataset, NETS[net].image_size
@@ -386,7 +390,7 @@ def _short(net: str, config: SLB, folder: Path, log, progress) -> tuple[Net, Met
         ((size, fields.pop("epochs")),), rate=1e-3, weight_decay=0.0, optimizer="adam", tau=(0.05, 0.003),
         calibration=1024, **fields,
     )  # fmt: skip
-    if shipped.exists():
+    if quant == "slb" and shipped.exists():
         model = copy_start(checkpoint.load(shipped, net)[0], config)
     else:
         torch.manual_seed(recipe.seed)
@@ -396,8 +400,8 @@ def _short(net: str, config: SLB, folder: Path, log, progress) -> tuple[Net, Met
     fit(model, train, recipe, log=log, run=Run(progress=progress))
     held = test.part(np.arange(min(1000, len(test))))
     metadata = Metadata(
-        net, config.weight_bits, config.act_bits, "slb", config.first_last, dataset, size,
-        train.classes, command="short training of load_or_train", notes={"slb": repr(recipe)},
+        net, config.weight_bits, config.act_bits, quant, config.first_last, dataset, size,
+        train.classes, command="short training of load_or_train", notes={quant: repr(recipe)},
     )  # fmt: skip
     metadata = finish(model, metadata, held, folder / f"{name}.ckpt", log)
     return model.eval(), metadata

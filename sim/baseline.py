@@ -25,7 +25,7 @@ SOURCES = ("", "algo", "compiler", "hw")
 
 def is_baseline(args: argparse.Namespace) -> bool:
     """Whether the command line asks for the baseline itself."""
-    return args.w == args.a == BITS and args.first_last in (None, BITS)
+    return args.quant == "slb" and args.w == args.a == BITS and args.first_last in (None, BITS)
 
 
 def speedup(args: argparse.Namespace, config: Config, memory: Memory, open_session: OpenSession, own: dict[Counter, int]) -> dict:
@@ -49,7 +49,7 @@ def _measure(args: argparse.Namespace, config: Config, memory: Memory, open_sess
     from seriatim.algo.trained import load_net
     from seriatim.sim.driver import Job
 
-    twin = argparse.Namespace(**vars(args) | {"w": BITS, "a": BITS, "first_last": None, "checkpoint": None})
+    twin = argparse.Namespace(**vars(args) | {"quant": "slb", "w": BITS, "a": BITS, "first_last": None, "checkpoint": None})
     path = _checkpoint(twin)
     if not path.exists():
         load_net(twin.net, twin.quant, BITS, BITS)  # trains, and leaves the checkpoint there

@@ -156,6 +156,24 @@ def default_act(weight: str) -> str:
     return weight if method.activation and weight != "slb" else "lsq"
 
 
+def pair_of(quant: str) -> tuple[str, str]:
+    """Weight and activation quantiser of a name as commands give it: "dorefa", or a pair, "dorefa+pact".
+
+    Raises:
+        ConfigError: an unknown name, or one without that half.
+    """
+    weight, _, act = quant.partition("+")
+    act = act or default_act(weight)
+    method_of(weight, "weight")
+    method_of(act, "activation")
+    return weight, act
+
+
+def pair_name(weight: str, act: str | None) -> str:
+    """The inverse of `pair_of`, as short as can be."""
+    return weight if act in (None, default_act(weight)) else f"{weight}+{act}"
+
+
 def schemes(names: list[str], scheme: Scheme, edges: tuple[str, ...]) -> dict[str, Scheme | None]:
     """The scheme of each layer, or None where it stays float. `edges` are the first and the last.
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from seriatim import __version__
 from seriatim.errors import SeriatimError
 
-QUANTS = ("slb",)
+QUANTS = ("slb", "logquant", "weq", "qn", "binaryconnect", "xnor", "dorefa", "lqnet", "lsq", "uniform")
+ACT_QUANTS = ("lsq", "uniform", "pact", "dorefa", "logquant", "weq", "qn", "lqnet", "xnor")
+"""Weight and activation quantisers of `seriatim.algo.quantisers.registry`, whose import takes seconds."""
 
 
 def whole(what: str, low: int, high: int | None = None, unit: str = "") -> Callable[[str], int]:
@@ -58,6 +60,8 @@ def _network(p: argparse.ArgumentParser, extra: tuple[str, ...] = ()) -> None:
     p.add_argument("--a", type=whole("the activations' width", 1, 8, "bits"), metavar="BITS",
                    help="bits of an activation, 1..8 (default: those of --checkpoint, else 8)")
     p.add_argument("--quant", choices=(*QUANTS, *extra), help="quantiser (default: that of --checkpoint, else slb)")
+    p.add_argument("--act-quant", choices=ACT_QUANTS,
+                   help="quantiser of the activations (default: the one that goes with --quant)")
     p.add_argument("--image", type=whole("the image's edge", 8, 1024, "pixels"), metavar="PIXELS",
                    help="edge of the input image, e.g. 224 (default: the network's own)")
     p.add_argument("--first-last", type=whole("first and last layers' weights", 1, 8, "bits"), metavar="BITS",
