@@ -231,7 +231,7 @@ def _conv(name: str, layer: Layer, x: Codes, residual: Codes | None, out) -> Int
     bound = _array(_largest_product(integers, w_format, read))
     w_scale = _array(layer.quantiser.scale()) * product_unit(w_format, read)
     if layer.bn is None:
-        slope = float(x.unit(layer.read_bits)) * _array(layer.log_alpha.exp())
+        slope = float(x.unit(layer.read_bits)) * _array(layer.factor(layer.quantiser()))
         shifted = _array(layer.bias)
     else:
         mean, var = statistics(layer.bn)

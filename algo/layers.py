@@ -115,7 +115,20 @@ class Layer(nn.Module):
             with torch.no_grad():
                 fit, channels = self.quantiser(), (1, 2, 3) if self.role != "classifier" else (0, 1, 2, 3)
                 ratio = (start * fit).sum(channels) / fit.square().sum(channels).clamp_min(1e-12)
-            self.log_alpha = nn.Parameter(ratio.clamp_min(1e-4).log())
+                self.log_alpha = nn.Parameter(torch.zeros_like(ratio))
+                self.log_alpha += (ratio / self.factor(fit)).clamp_min(1e-4).log()
+
+    def factor(self, weight: torch.Tensor) -> torch.Tensor:
+        """What a low-bit layer without batch norm multiplies its sums with `weight` by: (C,), of a classifier one number.
+
+        A channel's factor is over the root mean square of its weights (a classifier's is not), as in weight normalisation: where
+        SLB's weights grow with the falling temperature the gain stays, as it does behind batch norm.
+        """
+        alpha = self.log_alpha.exp()
+        if self.role == "classifier":
+            return alpha
+        size = weight.square().mean((1, 2, 3)).sqrt()
+        return alpha / torch.where(size > 0, size, 1)
 
     def forward(self, x, residual=None):
         """Float tensors in a float net; Codes in, Codes (where it gives the net's output: reals) out otherwise."""
@@ -127,7 +140,7 @@ class Layer(nn.Module):
             y = self.bn(y)
         else:
             if quantised:
-                unit = x.unit(self.read_bits) * self.log_alpha.exp()
+                unit = x.unit(self.read_bits) * self.factor(weight)
                 y = y * unit.reshape(-1, 1, 1)
             y = y + self.bias.view(-1, 1, 1)
         if residual is not None:

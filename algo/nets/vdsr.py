@@ -17,7 +17,7 @@ class VDSR(Net):
     """
 
     name, channels, image_size, dataset = "vdsr", 1, 41, "pictures-x2"
-    short = {"images": 320, "batch": 16, "epochs": 2}
+    short = {"images": 160, "batch": 16, "epochs": 2}
     task = SuperResolution()
     depth, width = 20, 64
 

@@ -149,6 +149,13 @@ def _compress(p: argparse.ArgumentParser) -> None:
     _out(p)
 
 
+def _enhance(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", metavar="NET", help="a packed checkpoint (.ckpt), or a float VDSR as train --quant float writes it")
+    p.add_argument("--data", required=True, metavar="DIR", help="folder of pictures")
+    p.add_argument("--scale", type=whole("the scale", 2, 4), nargs="+", default=[2], metavar="N", help="scales (default: 2)")
+    p.add_argument("--out", metavar="DIR", help="where the luma of the enhanced pictures goes, as PNG (default: nowhere)")
+
+
 def _compile(p: argparse.ArgumentParser) -> None:
     _network(p)
     _geometry(p)
@@ -242,6 +249,8 @@ VERBS = {
     "compile": Verb("compile a network to an artefact", "seriatim.compiler.driver:main_compile", _compile),
     "compress": Verb("sizes of a network's weights and activations: pruned, quantised, Huffman-coded",
                      "seriatim.algo.compression:main", _compress),
+    "enhance": Verb("measure a super-resolution net on pictures: PSNR and SSIM beside bicubic", "seriatim.algo.enhance:main",
+                    _enhance),
     "sim": Verb("compile a network, run it on the simulated accelerator, compare, report", "seriatim.sim.driver:main_sim", _sim),
     "diverge": Verb("find the first layer, tile and bit at which two levels differ", "seriatim.sim.diverge:main", _diverge),
     "soak": Verb("run random nets on every level until the time is over", "seriatim.sim.soak:main", _soak),

@@ -109,17 +109,23 @@ def test_float_layers_are_plain_pytorch():
     assert torch.equal(AveragePool()(x), x.mean((2, 3), keepdim=True))
 
 
-def test_a_layer_without_batch_norm_starts_at_its_float_weights():
-    """Each channel's factor is the one that brings W_c nearest to the float weight: scaling a channel scales it alone."""
+def test_a_layer_without_batch_norm_starts_at_its_float_weights_and_keeps_its_gain():
+    """Scaling a channel scales its factor alone; what the temperature does to the weights' size it does not do to the outputs'."""
     torch.manual_seed(SEED)
     layer = Layer(8, 4, 3, bn=False)
     with torch.no_grad():
         layer.weight[2] *= 10
     weight = layer.weight.detach().clone()
-    layer.quantize_(SLB(4, 8))
-    started = layer.quantiser() * layer.log_alpha.exp().view(-1, 1, 1, 1)
+    layer.quantize_(SLB(1, 8))
+    started = layer.quantiser() * layer.factor(layer.quantiser()).view(-1, 1, 1, 1)
     assert (started - weight).norm() < 0.15 * weight.norm()
     assert layer.log_alpha.shape == (4,) and (layer.log_alpha[2] - layer.log_alpha[0]).exp() > 5
+    sizes = []
+    for tau in (0.1, 0.03, 0.001):
+        layer.quantiser.tau = tau
+        soft = layer.quantiser()
+        sizes.append(((soft * layer.factor(soft).view(-1, 1, 1, 1)).square().mean((1, 2, 3)), soft.abs().mean()))
+    assert torch.allclose(sizes[0][0], sizes[2][0], rtol=1e-5) and sizes[2][1] > 1.5 * sizes[0][1]
 
 
 @pytest.mark.parametrize("arguments, words", [

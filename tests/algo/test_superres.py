@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from seriatim.algo import data, superres
+from seriatim import cli
+from seriatim.algo import checkpoint, data, superres
+from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images
 from seriatim.algo.export import agreement, export_integer, prove_network
 from seriatim.algo.layers import SLB
-from seriatim.algo.nets import build, quantize_, set_hard, size_of
+from seriatim.algo.nets import NETS, build, quantize_, set_hard, size_of
 from seriatim.algo.nets.vdsr import VDSR
 from seriatim.algo.recipes import Recipe
 from seriatim.algo.superres import Pictures, SuperResolution, bicubic, luma, modcrop, pairs_of, psnr, shave, ssim
@@ -246,6 +248,33 @@ def test_a_small_vdsr_learns_and_runs_whole_on_the_machine(folder):
         np.testing.assert_array_equal(found, network(codes).numpy())
     assert found.dtype == np.int32 and found.shape == low.shape and len(np.unique(found)) > 20
     assert high.shape == (2, 1, 16, 16)
+
+
+def test_enhance_measures_beside_bicubic_and_writes_the_images(folder, tmp_path, capsys, monkeypatch):
+    """A net that gives nothing but what it reads scores as bicubic does."""
+    monkeypatch.setitem(NETS, "shallow", Shallow)
+    torch.manual_seed(SEED)
+    net = quantize_(Shallow(), SLB(1, 8))
+    with torch.no_grad():
+        net.train()(torch.from_numpy(noise(1, 1, 20, 20)).float())
+        net.last.log_alpha.fill_(-20.0)
+    set_hard(net)
+    path = tmp_path / "net.ckpt"
+    checkpoint.save(net, Metadata("shallow", 1, 8, classes=1), path)
+    out = tmp_path / "out"
+    assert cli.main(["enhance", str(path), "--data", str(folder), "--scale", "2", "3", "--out", str(out)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    images = superres.read_folder(folder)
+    for row, scale in zip(rows[-2:], (2, 3)):
+        pairs = [(shave(p.low, scale), shave(p.high, scale)) for p in pairs_of(images, (scale,))]
+        said = f"{np.mean([psnr(*p) for p in pairs]):.2f} dB {np.mean([ssim(*p) for p in pairs]):.4f}"
+        assert row.split()[:2] == [str(scale), "12"] and row.count(said) == 2
+    assert len(list(out.iterdir())) == 24
+    pair = pairs_of(images[:1], (3,))[0]
+    assert (np.asarray(Image.open(out / "000-x3.png")) == pair.low).all()
+    checkpoint.save(quantize_(build("digits"), SLB(1, 8)), Metadata("digits", 1, 8), path)
+    assert cli.main(["enhance", str(path), "--data", str(folder)]) == 1
+    assert "digits is no super-resolution net" in capsys.readouterr().err
 
 
 def test_one_net_serves_images_of_any_shape(folder):
