@@ -20,7 +20,7 @@ from seriatim.algo.export import IntegerNetwork, export_integer
 from seriatim.algo.nets import NETS, Net, build, quantize_
 from seriatim.algo.quantisers.scheme import SLB, Scheme, pair_name, pair_of
 from seriatim.algo.recipes import Plan, Recipe
-from seriatim.algo.slb import SLBWeight, logits_for
+from seriatim.algo.slb import TAU_START, SLBWeight, logits_for
 from seriatim.algo.train import Run, accuracy, fit, read_state
 from seriatim.errors import CheckpointError, ConfigError, DataError
 from seriatim.sim import files
@@ -387,8 +387,8 @@ def _short(net: str, config: Scheme, folder: Path, log, progress) -> tuple[Net, 
         train = test = read_samples(SAMPLES)
     fields = {"epochs": 1, **NETS[net].short}
     recipe = Recipe(
-        ((size, fields.pop("epochs")),), rate=1e-3, weight_decay=0.0, optimizer="adam", tau=(0.05, 0.003),
-        calibration=1024, **fields,
+        ((size, fields.pop("epochs")),), rate=1e-3, weight_decay=0.0, optimizer="adam",
+        tau=(0.05 if shipped.exists() else TAU_START, 0.003), calibration=1024, **fields,
     )  # fmt: skip
     if quant == "slb" and shipped.exists():
         model = copy_start(checkpoint.load(shipped, net)[0], config)

@@ -110,7 +110,7 @@ def test_float_layers_are_plain_pytorch():
 
 
 def test_a_layer_without_batch_norm_starts_at_its_float_weights_and_keeps_its_gain():
-    """Scaling a channel scales its factor alone; what the temperature does to the weights' size it does not do to the outputs'."""
+    """Scaling a channel scales its factor alone; what the temperature does to the weights, it does not to the outputs.."""
     torch.manual_seed(SEED)
     layer = Layer(8, 4, 3, bn=False)
     with torch.no_grad():
