@@ -7,6 +7,7 @@ finished tensors) becomes a 1x1 convolution of each channel by itself, with weig
 """
 
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -132,12 +133,12 @@ class Reader:
             step.tip = node
         self.steps[node] = step
 
-    def _name(self, node: fx.Node, kind: str = "") -> str:
+    def _name(self, node: fx.Node) -> str:
         """Dotted name of a step: that of the module of PyTorch that makes it, or of the operation in its module."""
         path, found = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", ""))
-        path = path.partition("@")[0]  # of another call
-        leaf = path and not kind and str(found).startswith("torch.nn.modules")
-        name = path if leaf else ".".join(filter(None, (path, kind or node.name)))
+        path = re.sub(r"@\d+", "", path)  # a second call
+        leaf = path and str(found).startswith("torch.nn.modules")
+        name = path if leaf else ".".join(filter(None, (path, node.name)))
         head, _, rest = name.partition(".")
         if hasattr(GraphNet, head):  # an attribute of every net
             name = f"{head}_.{rest}" if rest else f"{head}_"
@@ -173,7 +174,7 @@ class Reader:
         step, border = self.padded.get(node.args[0], (None, (0, 0, 0, 0)))
         x = step or self._map(node)
         names = "input", "weight", "bias", "stride", "padding", "dilation", "groups"
-        given = dict(zip(names, node.args)) | node.kwargs
+        given = dict(zip(names, node.args))
         weight, bias = self.constants[given["weight"]], given.get("bias")
         dilation, padding = _pair(given.get("dilation", 1)), given.get("padding", 0)
         if padding == "same":
@@ -189,10 +190,9 @@ class Reader:
     def pad(self, node: fx.Node) -> None:
         """Zeros around a map, for the convolution that reads it."""
         x, border = self._map(node), node.args[1]
-        value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value") or 0
-        mode = node.args[2] if isinstance(value, str) else "constant"
-        if mode != "constant" or value not in (0, "constant") or len(border) > 4 or min(border) < 0:
-            raise refuse(node, f"it pads {border} with {value}; a convolution pads height and width with zeros: use these")
+        mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2:])
+        if mode != "constant" or value or len(border) > 4 or min(border) < 0:
+            raise refuse(node, f"it pads {border}, {mode} {value or 0}; a convolution pads height and width with zeros: use these")
         left, right, top, bottom = (*border, 0, 0)[:4]
         self.padded[node] = x, (top, left, bottom, right)
 
@@ -233,13 +233,14 @@ class Reader:
             weight = weight * x.scale[channel][:, :, None, None]
         self.steps[node] = Step("layer", node, (len(weight), *out), self._name(node), [x], options, weight, bias, border=border)
 
-    def _channelwise(self, node: fx.Node, x: Step, kind: str, operand: fx.Node) -> Step:
+    def _channelwise(self, node: fx.Node, x: Step, operand: fx.Node) -> Step:
         """A 1x1 convolution of each channel by itself with weights of 1."""
+        self._pixels(node, x)
         channels = x.shape[0]
         options = {"cin": channels, "cout": channels, "kernel": 1, "stride": 1, "padding": 0, "groups": channels}
         if channels == 1:
             del options["groups"]
-        return Step("layer", operand, x.shape, self._name(node, f"{node.name}_{kind}"), [x], options,
+        return Step("layer", operand, x.shape, self._name(node), [x], options,
                     torch.ones(channels, 1, 1, 1), torch.zeros(channels))
 
     def batch_norm(self, node: fx.Node) -> None:
@@ -257,7 +258,7 @@ class Reader:
             self._renormalise(node, slope, beta - slope * mean)
             return
         if not (x.open and x.norm is None and len(x.inputs) == 1 and self._ends(node, node.args[0])):
-            x = self._channelwise(node, x, "norm", node.args[0])
+            x = self._channelwise(node, x, node.args[0])
         x.norm = tuple(t.detach().clone() for t in (gamma, beta, mean - x.bias, variance)) + (eps,)
         self._grow(node, x)
 
@@ -267,9 +268,7 @@ class Reader:
         self._alias(node, self._step(node))
 
     def relu(self, node: fx.Node) -> None:
-        low, high = 0.0, None
-        if node.target is not aten.relu.default:
-            low, high = (list(node.args[1:]) + [node.kwargs.get("min"), node.kwargs.get("max")])[:2]
+        low, high = (*node.args[1:], None)[:2] if len(node.args) > 1 else {aten.relu6.default: (0, 6)}.get(node.target, (0, None))
         if low is None or float(low) != 0:
             raise refuse(node, f"it clips at {low}; an activation's codes start at 0: use ReLU or ReLU6")
         x, operand = self._step(node), node.args[0]
@@ -282,7 +281,7 @@ class Reader:
         last = chain[-1]
         alone = self._ends(node, operand) and all(len(step.tip.users) == 1 for step in chain)
         if not (alone and last.kind == "layer" and (last.open or high is not None)):
-            chain = [last := self._channelwise(node, x, "relu", operand)]
+            chain = [last := self._channelwise(node, x, operand)]
         last.relu = True
         if high is not None:
             last.options["ceiling"] = min(float(high), last.options.get("ceiling", float(high)))
@@ -300,6 +299,8 @@ class Reader:
             self._affine(node, side, torch.tensor(1.0), constants[1 - side])
             return
         a, b = (self._step(node, i) for i in (0, 1))
+        for x in (a, b):
+            self._pixels(node, x)
         shapes = [tuple(operand.meta["val"].shape) for operand in node.args[:2]]
         if a is b or shapes[0] != shapes[1] or a.shape != b.shape:
             raise refuse(node, f"it adds maps of {shapes[0]} and {shapes[1]}; a residual is another map of the same shape")
@@ -308,7 +309,7 @@ class Reader:
         if sides:  # of two, the larger kernel: a shortcut of 1x1 is the residual
             main, residual = max(sides, key=lambda side: side[0].weight[0].numel())
         else:
-            main, residual = self._channelwise(node, a, "add", node.args[0]), b
+            main, residual = self._channelwise(node, a, node.args[0]), b
         main.inputs.append(residual)
         self._grow(node, main)
 
@@ -361,22 +362,37 @@ class Reader:
         self._grow(node, x)
 
     def max_pool(self, node: fx.Node) -> None:
-        x = self._plain_map(node)
+        x = self._pooled(node)
         names = "input", "kernel", "stride", "padding", "dilation", "ceil_mode"
-        given = dict(zip(names, node.args)) | node.kwargs
+        given = dict(zip(names, node.args))
         kernel = _pair(given["kernel"])
         stride, padding = _pair(given.get("stride") or kernel), _pair(given.get("padding", 0))
         if _pair(given.get("dilation", 1)) != (1, 1):
             raise refuse(node, "a maximum pool has no dilation here; leave it out")
         out = self._floored(node, x, kernel, stride, padding)
-        options = {"kernel": _plain(kernel), "stride": _plain(stride), "padding": _plain(padding)}
+        self._maximum(node, x, out, kernel=_plain(kernel), stride=_plain(stride), padding=_plain(padding))
+
+    def global_maximum(self, node: fx.Node) -> None:
+        x = self._pooled(node)
+        if node.target is aten.amax.default and sorted(axis % 4 for axis in node.args[1]) != [2, 3]:
+            raise refuse(node, f"the maximum over the axes {node.args[1]}: a pool's is over height and width")
+        if node.target is not aten.amax.default and _pair(node.args[1]) != (1, 1):
+            raise refuse(node, f"an adaptive maximum pool to {node.args[1]}: to 1x1, or use windows of a fixed size")
+        self._maximum(node, x, (1, 1), kernel=_plain(x.shape[1:]))
+
+    def _maximum(self, node: fx.Node, x: Step, out, **options) -> None:
         self.steps[node] = Step("maxpool", node, (x.shape[0], *out), self._name(node), [x], options, nonnegative=x.nonnegative)
 
-    def _plain_map(self, node: fx.Node) -> Step:
-        """A map that a pool reads: of the image only where it is not normalised."""
-        x = self._map(node)
+    def _pixels(self, node: fx.Node, x: Step) -> None:
+        """Raises where `x` is the image, normalised: only a convolution's weights can take that in."""
         if x is self.image and not (bool((x.scale == 1).all()) and bool((x.shift == 0).all())):
-            raise refuse(node, "it pools the normalised image; pool before the normalisation, or begin with a convolution")
+            raise refuse(node, "it reads the normalised image, but only a convolution or linear layer takes a normalisation into "
+                               "its weights; begin with one")
+
+    def _pooled(self, node: fx.Node) -> Step:
+        """The map that a pool reads."""
+        x = self._map(node)
+        self._pixels(node, x)
         return x
 
     def _floored(self, node, x: Step, kernel, stride, padding) -> tuple[int, ...]:
@@ -395,7 +411,7 @@ class Reader:
         self.steps[node] = Step("averagepool", node, shape, self._name(node), [x], options, nonnegative=True)
 
     def adaptive_pool(self, node: fx.Node) -> None:
-        x, size = self._plain_map(node), _pair(node.args[1])
+        x, size = self._pooled(node), _pair(node.args[1])
         if size == x.shape[1:]:
             self._alias(node, x)
         elif size == (1, 1):
@@ -406,9 +422,9 @@ class Reader:
             raise refuse(node, f"it averages {x.shape[1:]} to {size} by unequal windows; choose a size that divides it")
 
     def average_pool(self, node: fx.Node) -> None:
-        x = self._plain_map(node)
+        x = self._pooled(node)
         names = "input", "kernel", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
-        given = dict(zip(names, node.args)) | node.kwargs
+        given = dict(zip(names, node.args))
         kernel, padding = _pair(given["kernel"]), _pair(given.get("padding", 0))
         stride = _pair(given.get("stride") or kernel)
         self._floored(node, x, kernel, stride, padding)
@@ -445,9 +461,8 @@ class Reader:
         self._alias(node, self._step(node))
 
     def softmax(self, node: fx.Node) -> None:
-        (user,) = list(node.users) or (None,)
-        if user is None or user.op != "output":
-            raise refuse(node, "a softmax is left out behind the logits alone, and this one is read further")
+        if [user.op for user in node.users] != ["output"] or node.args[1] not in (1, -1):
+            raise refuse(node, "a softmax is left out behind the logits alone, over their classes; do without this one")
         self.steps[node] = self._step(node)
 
     # The end
@@ -514,13 +529,14 @@ class Reader:
 
 READERS: dict[Callable, Callable[[Reader, fx.Node], None]] = {
     **dict.fromkeys(CONVOLUTIONS, Reader.conv),
-    aten.constant_pad_nd.default: Reader.pad,
     aten.pad.default: Reader.pad,
     aten.linear.default: Reader.linear,
     aten._native_batch_norm_legit_no_training.default: Reader.batch_norm,
     operator.getitem: Reader.item,
     aten.relu.default: Reader.relu,
+    aten.relu6.default: Reader.relu,
     aten.clamp.default: Reader.relu,
+    aten.clip.default: Reader.relu,
     aten.clamp_min.default: Reader.relu,
     aten.hardtanh.default: Reader.relu,
     aten.add.Tensor: Reader.add,
@@ -528,6 +544,8 @@ READERS: dict[Callable, Callable[[Reader, fx.Node], None]] = {
     aten.mul.Tensor: Reader.multiply,
     aten.div.Tensor: Reader.divide,
     aten.max_pool2d.default: Reader.max_pool,
+    aten.amax.default: Reader.global_maximum,
+    aten.adaptive_max_pool2d.default: Reader.global_maximum,
     aten.avg_pool2d.default: Reader.average_pool,
     aten.adaptive_avg_pool2d.default: Reader.adaptive_pool,
     aten.mean.dim: Reader.mean,
@@ -559,6 +577,7 @@ REMEDIES = {
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "_native_batch_norm_legit", "native_layer_norm",
                      "native_group_norm"), "Use batch norm with running statistics"),
     **dict.fromkeys(("permute", "transpose", "t"), "Keep maps as (N, C, H, W)"),
+    "sum": "Use the mean",
     "cat": "Add maps of the same shape instead of joining them",
 }
 """What to do instead, by the operation's name."""

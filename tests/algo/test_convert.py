@@ -85,13 +85,22 @@ class LeNet(nn.Module):
         return F.log_softmax(self.fc2(F.dropout(self.fc1(x).relu_(), training=self.training)), dim=1)
 
 
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class MobileNet(nn.Module):
     """Version 1's block, version 2's inverted residual with its linear end, ReLU6."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(*conv_bn(3, 8, 3, 2, act=nn.ReLU6()))
-        self.v1 = nn.Sequential(*conv_bn(8, 8, 3, groups=8, act=nn.ReLU6(True)), *conv_bn(8, 8, 1, act=nn.ReLU6(True)))
+        self.v1 = nn.Sequential(*conv_bn(8, 8, 3, groups=8, act=nn.ReLU6(True)), *conv_bn(8, 8, 1, act=Call(F.relu6)))
         self.v2 = nn.Sequential(*conv_bn(8, 16, 1, act=nn.ReLU6()), *conv_bn(16, 16, 3, groups=16, act=nn.ReLU6()),
                                 *conv_bn(16, 8, 1))
         self.head, self.fc = nn.Sequential(*conv_bn(8, 16, 1, act=nn.ReLU6())), nn.Linear(16, 5)
@@ -99,7 +108,7 @@ class MobileNet(nn.Module):
     def forward(self, x):
         x = self.v1(self.stem(x))
         x = x + self.v2(x)
-        return self.fc(self.head(x).mean([2, 3]))
+        return self.fc(self.head(x).amax((2, 3)))
 
 
 class PreActivation(nn.Module):
@@ -227,6 +236,13 @@ def test_nodes_are_named_and_joined_as_the_module_has_them():
     assert nodes["conv1"].options["role"] == "stem" and nodes["fc"].options["role"] == "classifier"
 
 
+def test_a_normalised_image_is_read_by_convolutions_alone():
+    module = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 5, 4), nn.Flatten())
+    assert from_module(module, 8).nodes[0].kind == "averagepool"
+    with pytest.raises(ConvertError, match="reads the normalised image.*begin with one"):
+        from_module(module, 8, mean=0.5)
+
+
 @pytest.mark.parametrize("mean, std", [(0.3, 0.5), ((0.2, 0.3, 0.4), (0.5, 0.6, 0.7))])
 def test_normalisation_goes_into_the_first_layer(mean, std):
     module = trained(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)), 8).eval()
@@ -259,15 +275,6 @@ class Steps(nn.Module):
         return self.fc(torch.flatten(self.middle(self.conv(x)), 1))
 
 
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def branches(x):
     return x if x.sum() > 0 else -x
 
@@ -292,6 +299,8 @@ REFUSED = [
     (nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(3)), "by unequal windows", "choose a size that divides it"),
     (nn.MaxPool2d(3, 2, ceil_mode=True), "with ceil_mode it gives (4, 4), windows that fit give (3, 3)", "leave ceil_mode out"),
     (Call(branches), "cannot be traced by torch.export", "must not depend on the values"),
+    (Call(lambda x: x.sum((2, 3))), "sum", "Use the mean"),
+    (Call(lambda x: x.softmax(1)), "a softmax is left out behind the logits alone", "do without"),
     (Call(lambda x: F.dropout(x, 0.5, training=True)), "dropout", "leave it to the host"),
 ]
 
