@@ -143,6 +143,7 @@ def float_weights(net: Net, quant: str, bits: int, *, share: float = 0.0, deviat
         ConfigError: as `weight_quantiser` and `keep_largest`.
     """
     rows = []
+    quant = quant.partition("+")[0]  # its weight half
     for name, layer in layers(net).items():
         weight, kept = layer.weight.detach(), None
         if share or deviations:

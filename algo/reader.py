@@ -192,7 +192,7 @@ class Reader:
         x, border = self._map(node), node.args[1]
         mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2:])
         if mode != "constant" or value or len(border) > 4 or min(border) < 0:
-            raise refuse(node, f"it pads {border}, {mode} {value or 0}; a convolution pads height and width with zeros: use these")
+            raise refuse(node, f"it pads {border}, {mode} {value or 0}; a convolution pads height and width with zeros")
         left, right, top, bottom = (*border, 0, 0)[:4]
         self.padded[node] = x, (top, left, bottom, right)
 
