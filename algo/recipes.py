@@ -20,6 +20,8 @@ from seriatim.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "recipes"
 
+PHASES = ("weights", "activations", "both")
+
 DEFAULTS = {
     "resnet18": "fashion-resnet18-slb", "resnet20": "fashion-resnet20-slb", "digits": "digits-slb", "vdsr": "pictures-vdsr-slb",
 }  # fmt: skip
@@ -35,6 +37,8 @@ class Recipe:
         batch, rate, weight_decay, optimizer ("sgd" with momentum 0.9, or "adam"), schedule (of
             the learning rate, `schedule.RATES`).
         tau, tau_schedule, window, factor, hard_from: the temperature from, to, and how (see `anneal.TemperatureScheduler`).
+        phase: what Quantization Networks quantise in this stage, "weights", "activations" or "both": the paper trains the three
+            one after the other, the last with "both".
         shift, flip: augmentation: shift in pixels of a 32-pixel image, and mirroring.
         calibration: images whose statistics replace those of batch norm at the end, with W_q.
         images: how many of the training images one epoch takes (another draw each time), or None for all.
@@ -57,6 +61,7 @@ class Recipe:
     window: tuple[float, float] = (0.4, 0.9)
     factor: float | None = None
     hard_from: float | None = None
+    phase: str = "both"
     shift: int = 2
     flip: bool = True
     calibration: int = 8192
@@ -75,6 +80,8 @@ class Recipe:
                 "schedule constant with tau_schedule rate: the rate never decays, so the weights would "
                 "never sharpen; choose another of the two"
             )
+        if self.phase not in PHASES:
+            raise ConfigError(f"phase {self.phase!r}: choose {', '.join(PHASES)}")
         if self.epochs < 1:
             raise ConfigError(f"{self.epochs} epochs: at least one is needed")
         if self.batch < 1 or self.rate <= 0 or self.weight_decay < 0 or self.shift < 0 or self.evaluate < 0:
@@ -106,6 +113,8 @@ class Plan:
         net, dataset: what it is for.
         quantised: False for a float net.
         start: name of the recipe whose float net it starts at, or None for one from scratch.
+        widths: "dec", "inc", "concave" or "convex": widths of weights and activations for each layer from `widest` to `narrowest`
+            in that order (WEQ's Table 2) in place of the command's; "" for none.
     """
 
     name: str
@@ -114,6 +123,9 @@ class Plan:
     stages: tuple[Recipe, ...]
     quantised: bool = True
     start: str | None = None
+    widths: str = ""
+    widest: int = 6
+    narrowest: int = 2
     description: str = ""
 
     @property

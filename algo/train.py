@@ -14,7 +14,9 @@ from seriatim.algo.anneal import TemperatureScheduler, calibrate_batch_norm, dis
 from seriatim.algo.curves import Board, draw, table
 from seriatim.algo.data import Images
 from seriatim.algo.nets import NETS, Net, set_hard, slb_weights
-from seriatim.algo.quantisers.model import after_step_
+from seriatim.algo.quantisers.model import after_step_, on_epoch_
+from seriatim.algo.quantisers.norm import follow_state_
+from seriatim.algo.quantisers.qn import Phase, set_phase_
 from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError, ConfigError
 from seriatim.sim import files
@@ -145,6 +147,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         net.to(self.device)
         set_hard(net, False)
+        set_phase_(net, Phase(recipe.phase))
         self.net, self.data, self.recipe, self.path, self.test, self.log, self.run = net, data, recipe, path, test, log, run
         self.optimizer = make_optimizer(net, recipe)
         self.history: list[dict] = []
@@ -178,6 +181,7 @@ class Trainer:
         size = self.recipe.size_of(epoch)
         if self.feed is None or size != self.size:
             self.size, self.feed = size, self.data.at(size).feed(self.recipe, self.net.channels, self.device)
+        on_epoch_(self.net, epoch, self.recipe.epochs)
 
     def _scheduler(self) -> TemperatureScheduler | None:
         recipe = self.recipe
@@ -217,6 +221,7 @@ class Trainer:
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> None:
         with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
             output = self.graph(x).float()
+            follow_state_(self.net, x)
         loss = self.net.task.loss(output, y)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -18,7 +18,9 @@ from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.data import Images
 from seriatim.algo.export import IntegerNetwork, export_integer
 from seriatim.algo.nets import NETS, Net, build, quantize_
+from seriatim.algo.quantisers.model import per_layer, quantisable
 from seriatim.algo.quantisers.scheme import SLB, Scheme, pair_name, pair_of
+from seriatim.algo.quantisers.weq import layer_widths
 from seriatim.algo.recipes import Plan, Recipe
 from seriatim.algo.slb import TAU_START, SLBWeight, logits_for
 from seriatim.algo.train import Run, accuracy, fit, read_state
@@ -288,7 +290,10 @@ def produce(
         notes["float"] = repr(first.stages)
         return train_float(first, train, folder, log, run, test)
 
-    model = quantize_(begin(), config)
+    model = begin()
+    layers = quantisable(model)
+    widths = layer_widths(plan.widths, len(layers), plan.widest, plan.narrowest) if plan.widths else []
+    quantize_(model, config, overrides=per_layer(model, config, widths) if widths else None)
     for index, stage in enumerate(plan.stages):
         path, last = out.parent / f"{out.stem}.{index}.pt", index == len(plan.stages) - 1
         fit(model, train, stage, path, test=test, log=log, run=run, last=last)

@@ -176,6 +176,9 @@ class WeightQuantiser(nn.Module):
     def after_step(self) -> None:
         """What the paper does after the optimiser's step."""
 
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """What the paper does before an epoch, counted from 0."""
+
 
 class MasterWeight(WeightQuantiser):
     """Keeps a float master weight; the forward pass returns the quantised one.
@@ -240,6 +243,9 @@ class ActivationQuantiser(nn.Module):
         super().__init__()
         check_bits(bits, self.MIN_BITS, self.MAX_BITS, f"{type(self).__name__}: activations")
         self.bits = bits
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """What the paper does before an epoch, counted from 0."""
 
     def observe(self, y: Tensor) -> None:
         """Called with every training batch before it is quantised."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seriatim.algo.layers import AveragePool, Layer
-from seriatim.algo.quantisers.base import WeightQuantiser
+from seriatim.algo.quantisers.base import ActivationQuantiser, WeightQuantiser
 from seriatim.algo.quantisers.norm import keep_state_
 from seriatim.algo.quantisers.registry import METHODS
 from seriatim.algo.quantisers.scheme import Scheme, schemes
@@ -207,6 +207,13 @@ def per_layer(net: nn.Module, scheme: Scheme, widths: list[int]) -> dict[str, Sc
     own = [replace(scheme, weight_bits=bits, act_bits=bits, overrides={}) for bits in widths]
     codes = isinstance(net.get_submodule(names[0]), Layer)
     return {name: s if i or codes else replace(s, act=None) for i, (name, s) in enumerate(zip(names, own))}
+
+
+def on_epoch_(net: nn.Module, epoch: int, epochs: int) -> None:
+    """Call before each epoch, counted from 0: what the methods do then (Quantization Networks sharpen)."""
+    for module in net.modules():
+        if isinstance(module, WeightQuantiser | ActivationQuantiser):
+            module.on_epoch(epoch, epochs)
 
 
 def after_step_(net: nn.Module) -> None:

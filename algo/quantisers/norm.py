@@ -68,8 +68,14 @@ def keep_state_(net: nn.Module, discrete: bool) -> None:
     net.register_forward_hook(_follow)
 
 
-@torch.no_grad()
 def _follow(net: nn.Module, inputs: tuple, output) -> None:
+    follow_state_(net, *inputs)
+
+
+@torch.no_grad()
+def follow_state_(net: nn.Module, *inputs) -> None:
+    """Run `net` with W_q for its state batch norms, if it is in training mode and has some. `net(...)` does so by itself; only
+    who runs a part of it needs this."""
     norms = [module for module in net.modules() if isinstance(module, StateBatchNorm)]
     if not net.training or not norms or norms[0].hard:
         return

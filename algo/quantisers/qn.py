@@ -148,6 +148,9 @@ class QNWeight(MasterWeight):
     def surrogate(self) -> Tensor:
         return self.sigmoids.soft(self.weight, self.temperature)
 
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.temperature = temperature(epoch)
+
     def inference(self) -> Tensor:
         return self.real() if self.enabled else self.master()
 
@@ -176,6 +179,9 @@ class QNActivation(ActivationQuantiser):
     @property
     def format(self) -> Format:
         return levels_format(self.sigmoids.levels)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.temperature = temperature(epoch)
 
     def observe(self, y: Tensor) -> None:
         if not self.started:
