@@ -14,8 +14,9 @@ from seriatim.algo.checkpoint import Metadata
 from seriatim.algo.convert import from_module
 from seriatim.algo.export import agreement, export_integer
 from seriatim.algo.graph import GraphNet
-from seriatim.algo.layers import SLB
-from seriatim.algo.nets import quantize_, set_hard
+from seriatim.algo.nets import set_hard
+from seriatim.algo.quantisers.model import quantize_
+from seriatim.algo.quantisers.scheme import SLB, Scheme
 from seriatim.algo.trained import read_samples, settle
 from seriatim.errors import CheckpointError, ConfigError, ConvertError, DataError
 from seriatim.sim.driver import Job
@@ -373,6 +374,15 @@ def save(tmp_path, **known):
     set_hard(net)
     path = checkpoint.save(net, Metadata("own", 2, 4, classes=5, **known), tmp_path / "own.ckpt")
     return path, x, net.eval()(x)
+
+
+@pytest.mark.parametrize("quant, w, a", [("weq", 3, 4), ("dorefa", 2, 2)])
+def test_any_quantiser_takes_a_converted_net(tmp_path, quant, w, a):
+    net, x = quantize_(from_module(trained(LeNet, 18), 18), Scheme(quant, w, quant, a)), images(18)
+    net.train()(x)
+    path = checkpoint.save(net.eval(), Metadata("lenet", w, a, quant, classes=5), tmp_path / "x.ckpt")
+    again, _ = checkpoint.load(path, "lenet")
+    assert torch.equal(again(x), net(x)) and net(x).std(0).max() > 0
 
 
 def command(*argv):
