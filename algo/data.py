@@ -1,7 +1,10 @@
 """Data sets in their official formats, read without any download.
 
-Each loader returns `Images`: uint8 codes (N, C, H, W) and int64 labels. A missing, truncated or
-malformed file is a DataError that says what was found, what the format asks for, and what to do.
+A set in memory is `Images`: uint8 codes (N, C, H, W) and int64 labels. Those that are read as they are needed
+(`imagenet.ImageFiles`) or have images as targets (`superres.Pictures`) offer the same: `len`, `name`, `classes`, `at(size)`,
+`part(index)`, `feed(recipe, channels, ...)` for a training, `batches(batch, channels)` for a measurement, `sample(count, size,
+channels)` for a simulation. A missing, truncated or malformed file is a DataError that says what was found, what the format asks
+for, and what to do.
 """
 
 import gzip
