@@ -5,6 +5,9 @@ code = clip(floor(y / s + 1/2), lo, hi), straight-through inside the range. The 
 exponential average of a percentile.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -23,6 +26,21 @@ def _chunks(*tensors: torch.Tensor):
     return zip(*(t.as_strided((count,), (1,), t.storage_offset()).split(size) for t in tensors))
 
 
+_shares = 1
+
+
+@contextmanager
+def share_of(count: int) -> Iterator[None]:
+    """Within it, a tensor is one of `count` equal shares of a batch, whose losses are averaged: LSQ's gradient is scaled by the
+    number of codes in the whole."""
+    global _shares
+    before, _shares = _shares, count
+    try:
+        yield
+    finally:
+        _shares = before
+
+
 class _Quantise(torch.autograd.Function):
     """Rounding half up and clipping, with LSQ's gradient for log(scale)."""
 
@@ -36,7 +54,7 @@ class _Quantise(torch.autograd.Function):
             torch.div(source, scale, out=quotient)
             torch.add(quotient, 0.5, out=rounded).floor_().clamp_(lo, hi)
         ctx.save_for_backward(ratio, code, scale)
-        ctx.range = lo, hi
+        ctx.range, ctx.shares = (lo, hi), _shares
         return code
 
     @staticmethod
@@ -54,7 +72,7 @@ class _Quantise(torch.autograd.Function):
                 steps = found if steps is None else steps + found
             masked.div_(scale)
         if steps is not None:
-            steps = steps / (grad.numel() * hi) ** 0.5
+            steps = steps / (grad.numel() * ctx.shares * hi) ** 0.5
         return inner, steps, None, None
 
 

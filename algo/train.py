@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seriatim.algo import recipes, schedule
+from seriatim.algo import parallel, recipes, schedule
 from seriatim.algo.anneal import TemperatureScheduler, calibrate_batch_norm, discrete, undecided
 from seriatim.algo.curves import Board, draw, table
 from seriatim.algo.data import Images
@@ -153,34 +153,45 @@ class Trainer:
         self.history: list[dict] = []
         self.epoch = self.step = 0
         self.feed, self.drawn = None, time.monotonic()
-        self.graph = torch.compile(net.simulate) if run.compile else net.simulate
+        self.first = parallel.rank() == 0  # the process that saves and shows
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, metric, 1: each times the images
         self.one = torch.ones((), dtype=torch.float64, device=self.device)
         self.seconds = 0.0
         state = self._found() if path is not None and path.exists() else None
         self._enter(state["epoch"] if state else 0)
+        if parallel.world() > 1 and state is None:
+            whole = data.at(self.size).feed(recipe, net.channels, self.device)
+            parallel.prime(net, next(iter(whole.epoch(0)))[0])
+        self.graph = parallel.wrapped(net, self.device, recipe.hard_from is not None)
+        if run.compile:
+            self.graph = torch.compile(self.graph)
         self._set_rate()
         self.temperature = self._scheduler()
         if state:
             self._restore(state)
             log(f"{path}: goes on after epoch {self.epoch} of {recipe.epochs}, step {self.step}")
-        self.board = Board(run.tensorboard / path.stem if path else run.tensorboard, self.epoch + 1) if run.tensorboard else None
+        self.board = None
+        if run.tensorboard and self.first:
+            self.board = Board(run.tensorboard / path.stem if path else run.tensorboard, self.epoch + 1)
 
     def train(self) -> None:
         for epoch in range(self.epoch, self.recipe.stop or self.recipe.epochs):
             self._enter(epoch)
             self._epoch()
             self._end()
-        if self.path is not None and self.history:
+        if self.path is not None and self.history and self.first:
             draw(self.history, self.path.with_suffix(".svg"), self.path.stem)
         if self.board is not None:
             self.board.close()
+        parallel.wait()  # what the first process has saved can be read now
 
     def _enter(self, epoch: int) -> None:
         """The images of `epoch`, at its size."""
         size = self.recipe.size_of(epoch)
         if self.feed is None or size != self.size:
-            self.size, self.feed = size, self.data.at(size).feed(self.recipe, self.net.channels, self.device)
+            self.size, self.feed = size, self.data.at(size).feed(
+                self.recipe, self.net.channels, self.device, parallel.rank(), parallel.world()
+            )
         on_epoch_(self.net, epoch, self.recipe.epochs)
 
     def _scheduler(self) -> TemperatureScheduler | None:
@@ -201,7 +212,7 @@ class Trainer:
 
     def _epoch(self) -> None:
         self.net.train()
-        bar = _Bar(self) if self.run.progress else None
+        bar = _Bar(self) if self.run.progress and self.first else None
         start = saved = time.monotonic()
         earlier = self.seconds
         for x, y in self.feed.epoch(self.epoch, self.step):
@@ -219,16 +230,19 @@ class Trainer:
             bar.close()
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
-            output = self.graph(x).float()
-            follow_state_(self.net, x)
-        loss = self.net.task.loss(output, y)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with parallel.sharded():
+            with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
+                output = self.graph(x)
+                follow_state_(self.net, x)
+            output = output.float()
+            loss = self.net.task.loss(output, y)
+            self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         after_step_(self.net)
-        self.sums += torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one)) * len(y)
+        found = torch.stack((loss.detach().double(), self.net.task.measure(output, y), self.one)) * len(y)
+        self.sums += parallel.total(found)
         self.step += 1
         self._set_rate()
         if self.temperature is not None:
@@ -249,7 +263,7 @@ class Trainer:
         self.epoch, self.step, self.seconds = done, 0, 0.0
         self.sums.zero_()
         self.log(" ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
-        if self.path is not None:
+        if self.path is not None and self.first:
             self._save()
             files.write(self.path.with_suffix(".csv"), table(self.history))
             if time.monotonic() - self.drawn > self.run.save_seconds:
@@ -259,15 +273,15 @@ class Trainer:
             self.board.add(record)
 
     def measure(self) -> dict[str, float]:
-        """Held-out metric of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on a
-        quarter of `recipe.calibration` training images, and the quantisation gap: the metric with W_c minus that.
+        """Held-out metric of the trained graph; of a low-bit net with W_q, batch norm's statistics estimated for it on
+        `recipe.calibration` training images, and the quantisation gap: the metric with W_c minus that.
 
         Leaves the net as it was.
         """
         soft = graph_accuracy(self.net, self.test, self.size)
         if self.net.quantisation is None:
             return {"test": soft}
-        inputs = calibration_batches(self.net, self.data, self.size, self.recipe.calibration // 4, self.recipe.seed)
+        inputs = calibration_batches(self.net, self.data, self.size, self.recipe.calibration, self.recipe.seed)
         with discrete(self.net, inputs):
             hard = graph_accuracy(self.net, self.test, self.size)
         return {"test": hard, "gap": soft - hard}
@@ -280,7 +294,7 @@ class Trainer:
         }  # fmt: skip
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.path is None or not self.first:
             return
         state = {
             "version": STATE_VERSION, "identity": self._identity(), "net": self.net.state_dict(),
@@ -436,20 +450,26 @@ def main(args) -> int:
     plan = recipes.load(args.recipe) if args.recipe else recipes.default(args.net, quantised)
     plan = plan.changed(epochs=args.epochs, image=args.image, seed=args.seed)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    metadata = trained.produce(
-        args.net, args.quant, args.w, args.a, args.first_last, plan=plan, start=args.start and Path(args.start),
-        out=args.out and Path(args.out), dataset=args.dataset, data_folder=args.data and Path(args.data),
-        reference=args.reference, command=command_of(args),
-        run=Run(
-            args.device, args.precision, args.compile, args.tensorboard and Path(args.tensorboard), args.save_seconds,
-            progress=not args.quiet,
-        ),
-    )  # fmt: skip
-    what = f"{metadata.net} W{metadata.w}A{metadata.a}" if quantised else f"{metadata.net} float"
-    task = NETS[args.net].task
-    print(f"{what}: {task.metric} {task.text(metadata.accuracy)} on {metadata.test_images} held-out images"
-          + (", integer network" if quantised else ""))  # fmt: skip
+    with parallel.group(args.device) as device:
+        metadata = trained.produce(
+            args.net, args.quant, args.w, args.a, args.first_last, plan=plan, start=args.start and Path(args.start),
+            out=args.out and Path(args.out), dataset=args.dataset, data_folder=args.data and Path(args.data),
+            reference=args.reference, command=command_of(args), log=print if parallel.rank() == 0 else _silent,
+            run=Run(
+                device, args.precision, args.compile, args.tensorboard and Path(args.tensorboard), args.save_seconds,
+                progress=not args.quiet,
+            ),
+        )  # fmt: skip
+        if parallel.rank() == 0:
+            what = f"{metadata.net} W{metadata.w}A{metadata.a}" if quantised else f"{metadata.net} float"
+            task = NETS[args.net].task
+            print(f"{what}: {task.metric} {task.text(metadata.accuracy)} on {metadata.test_images} held-out images"
+                  + (", integer network" if quantised else ""))  # fmt: skip
     return 0
+
+
+def _silent(_) -> None:
+    pass
 
 
 def list_recipes() -> int:

@@ -290,7 +290,7 @@ def produce(
         notes["float"] = repr(first.stages)
         return train_float(first, train, folder, log, run, test)
 
-    model = begin()
+    model = begin().cpu()
     layers = quantisable(model)
     widths = layer_widths(plan.widths, len(layers), plan.widest, plan.narrowest) if plan.widths else []
     quantize_(model, config, overrides=per_layer(model, config, widths) if widths else None)
