@@ -15,7 +15,6 @@ from seriatim.algo.curves import Board, draw, table
 from seriatim.algo.data import Images
 from seriatim.algo.nets import NETS, Net, set_hard, slb_weights
 from seriatim.algo.quantisers.model import after_step_, on_epoch_
-from seriatim.algo.quantisers.norm import follow_state_
 from seriatim.algo.quantisers.qn import Phase, set_phase_
 from seriatim.algo.recipes import Recipe
 from seriatim.errors import CheckpointError, ConfigError
@@ -234,7 +233,6 @@ class Trainer:
         with parallel.sharded():
             with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
                 output = self.graph(x)
-                follow_state_(self.net, x)
             output = output.float()
             loss = self.net.task.loss(output, y)
             self.scaler.scale(loss).backward()

@@ -56,5 +56,5 @@ def test_two_processes_train_what_one_does(tmp_path, monkeypatch, capsys):
         assert one["history"][0]["loss"] == pytest.approx(two["history"][0]["loss"], rel=1e-4)
         for name, value in one["net"].items():
             other = two["net"][name]
-            print(name, float((value.double() - other.double()).abs().max()))
-            assert torch.allclose(value.double(), other.double(), rtol=2e-3, atol=2e-4), name
+            far = float((value.double() - other.double()).abs().max())
+            assert torch.allclose(value.double(), other.double(), rtol=2e-3, atol=2e-4), f"{name} differs by {far}"
