@@ -99,6 +99,7 @@ class Activation(ActivationQuantiser):
         super().__init__(bits)
         self.format = Format(Kind.INT if signed else Kind.UINT, bits)
         self.learned, self.percentile, self.momentum, self.reads = learned, percentile, momentum, None
+        self._known = False
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
@@ -131,8 +132,19 @@ class Activation(ActivationQuantiser):
             self.log_scale.lerp_(new, self.momentum)
         self.started.fill_(True)
 
+    def _load_from_state_dict(self, *args, **kw):
+        self._known = False
+        super()._load_from_state_dict(*args, **kw)
+
+    def _unstarted(self) -> bool:
+        """Not started; asks the device only until it has."""
+        self._known = self._known or bool(self.started)
+        return not self._known
+
     def quantise(self, y: torch.Tensor) -> Codes:
-        if self.training and (not self.started or not self.learned):
+        if y.dtype in (torch.float16, torch.bfloat16):
+            y = y.float()  # autocast: half a code is less than these types resolve
+        if self.training and (not self.learned or self._unstarted()):
             self._calibrate(y)
         code = _Quantise.apply(y, self.log_scale, self.format.lo, self.format.hi)
         # the consumers normalise the scale away (batch norm), so LSQ's factor s enters here as one

@@ -74,6 +74,20 @@ def test_a_stream_starts_where_its_readers_see_most(reads):
     assert 0.15 < (seen == 2**reads - 1).float().mean() < 0.5 if reads == 1 else seen.unique().numel() == 2**reads
 
 
+def test_an_unstarted_state_starts_anew_and_half_precision_is_widened():
+    fresh = Activation(4).state_dict()
+    fresh = {name: value.clone() for name, value in fresh.items()}
+    act = Activation(4).train()
+    y = torch.randn(1000, generator=torch.Generator().manual_seed(SEED))
+    act.quantise(y)
+    first = act.log_scale.item()
+    act.quantise(9 * y)
+    assert act.log_scale.item() == first
+    act.load_state_dict(fresh)
+    assert act.quantise((9 * y).bfloat16()).tensor.dtype == torch.float32
+    assert act.log_scale.item() > first + 1
+
+
 def test_calibrated_scale_follows_the_data():
     torch.manual_seed(SEED)
     act = Activation(8, learned=False, momentum=0.5).train()
