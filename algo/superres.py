@@ -199,8 +199,8 @@ class Pictures:
         return replace(self, pairs=tuple(self.pairs[i] for i in index))
 
     def sample(self, count: int, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """`count` patches side by side, uint8 (count, 1, size, size), and their targets without a border as wide as the largest
-        scale; they repeat after the last.
+        """`count` patches spread over the images, uint8 (count, 1, size, size), and their targets without a border as wide as the
+        largest scale; they repeat where more are asked for than lie side by side.
 
         Raises:
             DataError: see `at`.
@@ -210,7 +210,7 @@ class Pictures:
             both = np.stack((pair.low, pair.high))
             rows, columns = (range(0, side - size + 1, size) for side in pair.high.shape)
             patches += [both[:, None, top : top + size, left : left + size] for top in rows for left in columns]
-        low, high = np.stack([patches[i % len(patches)] for i in range(count)], 1)
+        low, high = np.stack([patches[i * max(len(patches), count) // count % len(patches)] for i in range(count)], 1)
         return low, np.ascontiguousarray(shave(high, max(pair.scale for pair in self.pairs)))
 
     def batches(self, batch: int, channels: int = 1) -> Iterator[tuple[Tensor, Tensor]]:

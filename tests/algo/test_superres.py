@@ -288,6 +288,15 @@ def test_one_net_serves_images_of_any_shape(folder):
     assert export_integer(net, (23, 31)).image_size == (23, 31)
 
 
+def test_samples_are_spread_over_the_images(folder):
+    pictures = data.load("pictures-x2", True, folder)
+    low, high = pictures.sample(10, 20, 1)
+    for number, pair in enumerate(pictures.pairs):  # each holds 2 x 2 patches: the first of each
+        assert (low[number, 0] == pair.low[:20, :20]).all() and (high[number, 0] == pair.high[2:18, 2:18]).all()
+    low, _ = pictures.sample(45, 20, 1)
+    assert (low[40:] == low[:5]).all() and len({image.tobytes() for image in low}) == 40
+
+
 def test_classifiers_sample_alike():
     images = Images(noise(3, 1, 8, 8), np.arange(3), 10, "noise")
     codes, labels = images.sample(5, 8, 3)
