@@ -134,7 +134,7 @@ class Budget:
     Args:
         epochs: of every net, or None for the recipes'.
         dataset, data: in place of the table's data set, and its folder.
-        jobs: cells that run at a time. device, precision, threads: of each.
+        jobs: cells that run at a time. device, precision, compile, threads: of each.
     """
 
     epochs: int | None = None
@@ -343,7 +343,7 @@ def main(args) -> int:
         table = replace(table, seeds=tuple(range(1, args.seeds + 1)))
     budget = Budget(
         args.epochs, args.dataset, args.data and Path(args.data), args.jobs, args.device, args.precision, args.compile,
-        args.threads,
+        args.threads or max(1, (os.cpu_count() or 1) // args.jobs),
     )  # fmt: skip
     out = Path(args.out or f"build/compare/{table.name}")
     content = run(table, out, budget)
