@@ -277,3 +277,64 @@ def test_unknown_names_list_the_known_ones():
         weight_quantiser("pact", tensor(3, 4), 2)
     with pytest.raises(ConfigError, match="'binaryconnect' has none for activations: .*pact"):
         activation_quantiser("binaryconnect", 1)
+
+
+def differences(function, x, step=1e-6):
+    """Central differences of a sum over x, an element at a time, and where the function has no kink (both sides agree)."""
+    flat, slopes, smooth = x.detach().clone().flatten(), [], []
+    for i in range(len(flat)):
+        ends = []
+        for move in (step, 0, -step):
+            moved = flat.clone()
+            moved[i] += move
+            ends.append(function(moved.view(x.shape)).item())
+        right, left = (ends[0] - ends[1]) / step, (ends[1] - ends[2]) / step
+        slopes.append((right + left) / 2)
+        smooth.append(math.isclose(right, left, rel_tol=1e-3, abs_tol=1e-4))
+    return torch.tensor(slopes, dtype=torch.float64).view(x.shape), torch.tensor(smooth).view(x.shape)
+
+
+@pytest.mark.parametrize("name, bits, options", named([c for c in ACTIVATIONS if c[0] not in ("slb", "lsq", "uniform")]))
+def test_activations_gradients_are_the_differences_of_their_surrogate(name, bits, options):
+    """Behind the rounding and for the codes of the nets alike; LSQ's, whose surrogate is none, is in test_acts."""
+    act, _ = trained(name, bits, options)
+    y = tensor(3, 7).requires_grad_()
+    weights = tensor(3, 7).flip(0)
+    slopes, smooth = differences(lambda x: (act.surrogate(x) * weights).sum(), y)
+    assert smooth.sum() > 15
+    (act(y) * weights).sum().backward()
+    assert y.grad[smooth].allclose(slopes[smooth], rtol=1e-4, atol=1e-7)
+    found, y.grad = y.grad, None
+    codes = act.quantise(y)
+    assert torch.equal(codes.real(), act(y)) or codes.real().allclose(act(y), rtol=1e-14)
+    (codes.real() * weights).sum().backward()
+    assert y.grad.allclose(found)
+    for parameter in act.parameters():
+        def at(value, parameter=parameter):
+            with torch.no_grad():
+                kept = parameter.clone()
+                parameter.copy_(value.view(()))
+                total = (act.surrogate(y) * weights).sum()
+                parameter.copy_(kept)
+            return total
+        slope, _ = differences(at, parameter.view(1))
+        assert parameter.grad.view(1).allclose(slope * 2, rtol=1e-3, atol=1e-6)  # of both backward passes
+
+
+@pytest.mark.parametrize("name, bits, options", named([c for c in MASTERED if c[0] not in ("lsq", "xnor")]))
+def test_weights_gradients_are_the_differences_of_their_surrogate(name, bits, options):
+    """LSQ's, whose step has a gradient of its own, and XNOR's, whose alpha has none, are compared with their papers' above."""
+    quantiser = weight_quantiser(name, tensor(4, 6), bits, **options).double().train()
+    weights = tensor(4, 6).flip(0)
+
+    def at(value):
+        with torch.no_grad():
+            kept = quantiser.weight.clone()
+            quantiser.weight.copy_(value)
+            total = (quantiser.surrogate() * weights).sum()
+            quantiser.weight.copy_(kept)
+        return total
+
+    slopes, smooth = differences(at, quantiser.weight)
+    (straight(quantiser.surrogate(), quantiser.surrogate().detach()) * weights).sum().backward()
+    assert smooth.sum() > 15 and quantiser.weight.grad[smooth].allclose(slopes[smooth], rtol=1e-3, atol=1e-6)

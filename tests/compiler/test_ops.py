@@ -4,11 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from tvm import relax
 
+import seriatim.algo.ops  # noqa: F401  registers the torch operators
 from seriatim.compiler import ops, runtime
 from seriatim.errors import CompileError
+from seriatim.formats import Format
+from seriatim.sim.requant import encode, requant
 
 pytestmark = pytest.mark.unit
 
@@ -183,3 +187,75 @@ def test_shapes_and_types_are_checked(change, reason):
     given = dict(x=np.zeros((1, 4, 5, 5), np.int32), w=np.ones((2, 4, 1, 1), np.int32)) | change
     with pytest.raises(CompileError, match=reason):
         run("qconv2d", list(given.values()), POINTWISE)
+
+
+def parts(text, code):
+    """Value of a code by the contract: an integer, or of a log (sign, exponent, residue classes)."""
+    kind = "".join(itertools.takewhile(str.isalpha, text))
+    if kind == "codebook":
+        return [int(entry) for entry in text[text.index("[") + 1 : -1].split(",")][code]
+    if kind != "log":
+        return value(code, kind, int(text.removeprefix(kind)))
+    bits, _, rest = text.removeprefix("log").partition("r")
+    classes, _, step = rest.rstrip("s").partition("k")
+    magnitude = int(bits) - rest.endswith("s")
+    place = (code & (1 << magnitude) - 1) - 1
+    return 0 if place < 0 else (-1 if code >> magnitude else 1, place * int(step or 1), int(classes))
+
+
+def times(w, x):
+    """Product of two such values, in the contract's integers."""
+    if w == 0 or x == 0:
+        return 0
+    logs = [v for v in (w, x) if isinstance(v, tuple)]
+    classes = max((v[2] for v in logs), default=1)
+    position = sum(v[1] * classes // v[2] for v in logs)
+    factor = round(2 ** (position % classes / classes) * 2**14) if classes > 1 else 1
+    for v in (w, x):
+        factor *= v[0] if isinstance(v, tuple) else v
+    return factor * 2 ** (position // classes)
+
+
+@pytest.mark.parametrize("w_format, x_format, drop", [
+    ("log4r1s", "log4r1", 3), ("log4r2s", "log3r8k3", 14), ("log3r2s", "uint4", 0), ("codebook2[-9,-2,2,9]", "log4r4", 7),
+    ("int4", "log3r2k3", 5), ("codebook2[-900,-20,20,900]", "codebook2[0,3,7,9]", 0),
+])
+def test_log_and_codebook_convolutions(w_format, x_format, drop):
+    rng = np.random.default_rng(11)
+    x = rng.integers(0, 2 ** Format.parse(x_format).bits, (1, 4, 5, 4)).astype(np.int32)
+    form = Format.parse(w_format)
+    patterns = rng.integers(form.lo, form.hi + 1, (3, 2, 2, 3))
+    w = np.vectorize(lambda c: times(parts(w_format, c), 1), otypes=[np.int32])(patterns)
+    attrs = dict(stride=[1, 2], padding=[1, 0, 0, 1], dilation=[1, 1], groups=1, x_format=x_format,
+                 w_format=w_format.partition("[")[0], drop=drop)
+    x = x[:, :2]
+    (rows, columns), positions = windows(x.shape, (2, 3), (1, 2), (1, 0, 0, 1), (1, 1))
+    want = np.zeros((1, 3, rows, columns), object)
+    for o, ((y, z), inside) in itertools.product(range(3), positions):
+        for c, ((ky, kx), (iy, ix)) in itertools.product(range(2), inside):
+            want[0, o, y, z] += times(parts(w_format, int(patterns[o, c, ky, kx])), parts(x_format, int(x[0, c, iy, ix])))
+    want = want >> drop
+    np.testing.assert_array_equal(run("qconv2d", [x, w], attrs), want.astype(np.int64))
+    got = torch.ops.seriatim.qconv2d(torch.from_numpy(x), torch.from_numpy(w), *attrs.values())
+    np.testing.assert_array_equal(got.numpy(), want.astype(np.int64))
+    pooled = run("qsumpool2d", [x], dict(kernel=[2, 2], stride=[2, 1], padding=[0] * 4, x_format=x_format, drop=drop))
+    values = np.vectorize(lambda c: times(parts(x_format, c), 1), otypes=[object])(x)
+    assert pooled[0, 1, 1, 2] == values[0, 1, 2:4, 2:4].sum() >> drop
+
+
+def test_requantisation_by_a_table():
+    rng = np.random.default_rng(3)
+    acc, res = rng.integers(-(2**30), 2**30, (2, 3, 4, 5)).astype(np.int32), rng.integers(-8, 8, (2, 3, 4, 5)).astype(np.int32)
+    m, b = rng.integers(2**20, 2**24, 3).astype(np.int32), rng.integers(-(2**50), 2**50, 3)
+    thresholds = np.sort(rng.integers(-(2**21), 2**21, 7)).astype(np.int32)
+    v = m.astype(object)[:, None, None] * acc + 2**30 * res.astype(object) + b.astype(object)[:, None, None] >> 33
+    want = sum((v >= int(t)).astype(np.int64) for t in thresholds)
+    assert len(np.unique(want)) == 8
+    rest = dict(m2=2**30, shift=33, res_format="int4", name="x")
+    np.testing.assert_array_equal(run("requant_add_table", [acc, res, m, b, thresholds], rest), want)
+    got = torch.ops.seriatim.requant_add_table(*map(torch.from_numpy, (acc, res, m, b, thresholds)), *rest.values())
+    np.testing.assert_array_equal(got.numpy(), want)
+    full = requant(acc, m, b, 33, -(2**63), 2**63 - 1, res=res, m2=2**30)
+    np.testing.assert_array_equal(encode(full, thresholds), want)
+    plain = run("requant_table", [acc, m, b, thresholds], dict(shift=33, name="x"))
+    np.testing.assert_array_equal(plain, encode(requant(acc, m, b, 33, -(2**63), 2**63 - 1), thresholds))
