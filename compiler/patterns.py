@@ -172,6 +172,8 @@ def describe(root: Call, core: Call | None, x: Tensor, res: Tensor | None, out: 
     requant = Requant(m, b, a["shift"], a["lo"], a["hi"], a.get("m2", 0))
     c = attrs_of(core)
     read = formats(c["x_format"])[1]
+    if c["drop"] and read.linear and Format.parse(c.get("w_format", "int1")).linear:
+        raise CompileError(f"sums without their lowest {c['drop']} bits: linear ones are kept whole; use a larger shift")
     if core.op.name == SUM_POOL:
         return SumPool(a["name"], x, read, c["kernel"], c["stride"], c["padding"], requant, out)
     if res is not None and formats(a["res_format"])[1] != res.format:

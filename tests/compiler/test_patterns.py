@@ -344,3 +344,25 @@ def test_errors_inside_a_pass_come_out_as_themselves(rng, nets):
 
     with pytest.raises(CompileError, match="^from inside a check"):
         compiled(nets, nets.Conv(rng, "a", 4, 4), nets.codes(rng, (1, 4, 6, 6)), accept=accept)
+
+
+class Dropped(torch.nn.Module):
+    """A pointwise convolution whose sums leave out their lowest bits."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.drop = drop
+        self.register_buffer("w", torch.ones(8, 8, 1, 1, dtype=torch.int32))
+        self.register_buffer("m", torch.ones(8, dtype=torch.int32))
+        self.register_buffer("b", torch.zeros(8, dtype=torch.int64))
+
+    def forward(self, x):
+        acc = torch.ops.seriatim.qconv2d(x, self.w, [1, 1], [0] * 4, [1, 1], 1, "uint4", "int2", self.drop)
+        return torch.ops.seriatim.requant(acc, self.m, self.b, 2, 0, 15, "c")
+
+
+def test_sums_of_linear_formats_are_kept_whole():
+    example = [np.zeros((1, 8, 4, 4), np.int32)]
+    assert not patterns.cpu_fallback(*patterns.partition(importer.import_module(Dropped(0), example)))
+    (row,) = patterns.cpu_fallback(*patterns.partition(importer.import_module(Dropped(2), example)))
+    assert row["name"] == "c" and "lowest 2 bits" in row["reason"]
