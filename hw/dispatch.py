@@ -1,4 +1,4 @@
-"""The head of the execute queue: semaphores, checks, MARK, and the cause that each cycle belongs to."""
+"""The head of the execute queue: semaphores, checks, MARK, FORMAT and TABLE, and the cause that each cycle belongs to."""
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
@@ -11,6 +11,7 @@ from seriatim.formats import Kind
 from seriatim.isa import Sem
 
 from .layouts import QUEUED, layout
+from .shift import FORM, FORM_RESET, VALUE_BITS, refused_by_engine
 
 JOB_FIELDS = ("output", "psum_add", "psum_base", "prm_base", "out_base", "out_planes", "res_planes", "res_signed", "res_base",
               "res_pitch", "m2", "shift", "lo", "hi")
@@ -19,6 +20,7 @@ JOB_FIELDS = ("output", "psum_add", "psum_base", "prm_base", "out_base", "out_pl
 JOB = wiring.Signature({
     "pool_signed": Out(1),
     "wgt_bipolar": Out(1),
+    "shift_add": Out(1),  # the sums are the shift-add array's
     "ng": Out(8),  # column tiles less one
     "give": Out(isa.SEM_COUNT),
     "pc": Out(32),
@@ -38,18 +40,25 @@ class Dispatch(wiring.Component):
 
     Members
     -------
-    instr, take_*, lack, mark_*, cause : as in Execute. `mark_give`: semaphores that a MARK gives, in the cycle when it is done.
+    instr, take_*, lack, mark_*, cause : as in Execute. `mark_give`: semaphores that a MARK, FORMAT or TABLE gives, in
+        the cycle when it is done.
     load, is_pool : the sequencer takes the head instruction in this cycle.
     running, issued, stepping : the sequencer has an instruction; issues its last step; issues a step.
     job_valid, job_ready, job : the instruction that runs, for the drain.
     drain_busy : the drain has a job.
+    form, values, thresholds : what FORMAT and TABLE have set; they change while nothing executes.
     stop : take nothing.
     error, error_cause : the head instruction cannot be executed here; all before it are done.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
+        shift = {
+            "form": Out(FORM, init=FORM_RESET),
+            "values": Out(VALUE_BITS).array(2 * isa.TABLE_PART),
+            "thresholds": Out(signed(32)).array(isa.THRESHOLDS),
+        } if config.shift_lanes else {}
+        super().__init__(shift | {
             "instr": In(stream.Signature(QUEUED)),
             "take_valid": Out(1),
             "take_mask": Out(isa.SEM_COUNT),
@@ -78,8 +87,12 @@ class Dispatch(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         conv, pool, mark = (data.View(layout(name), self.instr.payload.word) for name in ("CONV", "POOL", "MARK"))
-        is_mark = Signal()
+        form, table = (data.View(layout(name), self.instr.payload.word) for name in ("FORMAT", "TABLE"))
+        is_mark, is_format, is_table, is_setting = (Signal(name=f"is_{name}") for name in ("mark", "format", "table", "setting"))
         m.d.comb += [
+            is_format.eq(conv.opcode == isa.BY_NAME["FORMAT"].opcode),
+            is_table.eq(conv.opcode == isa.BY_NAME["TABLE"].opcode),
+            is_setting.eq(is_format | is_table),
             self.is_pool.eq(conv.opcode == isa.BY_NAME["POOL"].opcode),
             is_mark.eq(conv.opcode == isa.BY_NAME["MARK"].opcode),
         ]
@@ -101,29 +114,48 @@ class Dispatch(wiring.Component):
         unsupported, illegal, refused = Signal(), Signal(), Signal()
         with m.If(self.is_pool):
             m.d.comb += unsupported.eq(pool.planes > self.config.max_planes)
+        with m.Elif(is_setting):
+            if self.config.shift_lanes:
+                m.d.comb += [
+                    unsupported.eq(is_format & form.scaled & (self.config.shift_classes == 1)),
+                    illegal.eq(is_format & (form.slices > self.config.k // self.config.shift_lanes)),
+                ]
+            else:
+                m.d.comb += unsupported.eq(1)
         with m.Elif(~is_mark):
-            too_wide = (conv.output == isa.Output.PLANES) & (conv.out_planes > self.config.max_planes)
+            packs = (conv.output == isa.Output.PLANES) | (conv.output == isa.Output.CODES)
+            too_wide = packs & (conv.out_planes > self.config.max_planes)
             foreign = (conv.a_kind > Kind.BIPOLAR) | (conv.w_kind > Kind.BIPOLAR)
-            m.d.comb += [
-                unsupported.eq((conv.engine != isa.Engine.BIT_SERIAL) | foreign | too_wide),
-                illegal.eq(conv.ng > self.config.tiles_per_word),
-            ]
+            if self.config.shift_lanes:
+                foreign = Mux(conv.engine == isa.Engine.BIT_SERIAL, foreign, refused_by_engine(m, conv, self.form, self.config))
+            else:
+                foreign |= (conv.engine != isa.Engine.BIT_SERIAL) | (conv.output == isa.Output.CODES)
+            m.d.comb += [unsupported.eq(foreign | too_wide), illegal.eq(conv.ng > self.config.tiles_per_word)]
         m.d.comb += refused.eq(unsupported | illegal)
 
         # Hand over.
-        free, alone = Signal(), Signal()
+        free, alone, sets = Signal(), Signal(), Signal()
         m.d.comb += [
             free.eq((~self.running | self.issued) & (~self.job_valid | self.job_ready)),
-            self.load.eq(have & free & ~is_mark & ~refused & ~self.stop),
+            self.load.eq(have & free & ~is_mark & ~is_setting & ~refused & ~self.stop),
             alone.eq(~self.running & ~self.job_valid & ~self.drain_busy),
             self.error.eq(have & ~is_mark & refused & alone & ~self.stop),
             self.error_cause.eq(Mux(unsupported, Cause.UNSUPPORTED, Cause.ILLEGAL_FIELD)),
             self.mark_valid.eq(taken & is_mark & alone & ~self.stop),
             self.mark_layer.eq(mark.layer),
-            self.instr.ready.eq(self.load | (self.mark_valid & self.mark_done)),
-            self.mark_give.eq(Mux(self.mark_valid & self.mark_done, conv.signal, 0)),
+            sets.eq(taken & is_setting & alone & ~refused & ~self.stop),
+            self.instr.ready.eq(self.load | sets | (self.mark_valid & self.mark_done)),
+            self.mark_give.eq(Mux(sets | (self.mark_valid & self.mark_done), conv.signal, 0)),
             self.busy.eq(self.running | self.job_valid | taken),
         ]
+        if self.config.shift_lanes:
+            entries = [getattr(table, f"entry_{i}") for i in range(isa.TABLE_PART)]
+            with m.If(sets & is_format):
+                m.d.sync += [self.form[name].eq(form[name]) for name in FORM.members]
+            for which, kept in ((isa.Table.VALUES, self.values), (isa.Table.THRESHOLDS, self.thresholds)):
+                for i, entry in enumerate(kept):
+                    with m.If(sets & is_table & (table.table == which) & (table.half == i // isa.TABLE_PART)):
+                        m.d.sync += entry.eq(entries[i % isa.TABLE_PART])
         with m.If(self.job_ready):
             m.d.sync += self.job_valid.eq(0)
         with m.If(self.load):
@@ -131,6 +163,7 @@ class Dispatch(wiring.Component):
                 self.job_valid.eq(1),
                 self.job.pool_signed.eq(pool.is_signed),
                 self.job.wgt_bipolar.eq(conv.w_kind == Kind.BIPOLAR),
+                self.job.shift_add.eq(conv.engine == isa.Engine.SHIFT_ADD),
                 self.job.ng.eq(conv.ng - 1),
                 self.job.give.eq(conv.signal),
                 self.job.pc.eq(self.instr.payload.pc),

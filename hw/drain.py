@@ -23,7 +23,7 @@ class Drain(wiring.Component):
     """Empties the drain registers row by row, M cycles a column tile, by the job of the instruction that filled them.
 
     A row takes these stages, each one cycle: (0) read the row, its psum and, with a tile's first row, its params; (1) sum of
-    values, plus psum; (2) write psum, or requantise (`Requant.LATENCY` cycles); then the packer.
+    values, plus psum; (2) write psum, or requantise (`Requant.latency` cycles); then the packer.
 
     Only the start of a tile can be held back: until the words of the position before have been emitted, or until its residual is
     staged. After that everything takes a fixed time, so `free` can promise the drain registers ahead, and the end of an
@@ -32,6 +32,7 @@ class Drain(wiring.Component):
     Members
     -------
     job_valid, job_ready, job : jobs, one for each CONV and POOL.
+    shift_row_en, shift_x : the same of the shift-add array. thresholds : of the output's codes.
     filled, filled_final : the drain registers take a sum in this cycle; it is its instruction's last.
     row_en, row, x, r : the drain registers' read port.
     free : a sum that reaches the drain registers `NOTICE` cycles from now finds them empty (if there is none on the way).
@@ -51,7 +52,8 @@ class Drain(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         c = config
-        super().__init__({
+        shift = {"shift_row_en": Out(1), "shift_x": In(c.acc_bits).array(c.n), "thresholds": In(signed(32)).array(isa.THRESHOLDS)} if c.shift_lanes else {}
+        super().__init__(shift | {
             "job_valid": In(1),
             "job_ready": Out(1),
             "job": In(JOB),
@@ -91,7 +93,7 @@ class Drain(wiring.Component):
         m = Module()
         c = self.config
         tag_shape = tag_layout(c)
-        m.submodules.requant = requant = Requant(c.n, tag_shape.size)
+        m.submodules.requant = requant = Requant(c.n, tag_shape.size, c.acc_bits, isa.THRESHOLDS if c.shift_lanes else 0)
         m.submodules.packer = packer = Packer(c)
         m.submodules.residual = residual = Residual(c)
 
@@ -148,7 +150,7 @@ class Drain(wiring.Component):
 
         # The end, counted from the start of the last tile.
         last_row = c.m - 1 + self.SUM_CYCLES
-        first_word = last_row + requant.LATENCY + packer.LATENCY
+        first_word = last_row + requant.latency + packer.LATENCY
         left = Signal(range(first_word + (1 << len(words))))
         with m.If(start & full_last):
             m.d.sync += [ending.eq(1), left.eq(Mux(psum, last_row, first_word + words - 1))]
@@ -186,22 +188,28 @@ class Drain(wiring.Component):
             m.d.sync += psum_at.eq(self.job.psum_base)
 
         # The sum of values, plus psum.
-        acc = [Signal(signed(ACC_BITS), name=f"acc_{n}", reset_less=True) for n in range(c.n)]
+        acc = [Signal(signed(c.acc_bits), name=f"acc_{n}", reset_less=True) for n in range(c.n)]
         m.d.comb += [self.psum_read.eq(self.row_en & job["psum_add"] & psum_fits), self.psum_write.eq(psum_write[1] & ~self.stop)]
         for n in range(c.n):
-            memory = Memory(shape=ACC_BITS, depth=c.psum_words, init=[])
+            memory = Memory(shape=c.acc_bits, depth=c.psum_words, init=[])
             m.submodules[f"psum_{n}"] = memory
             read, write = memory.read_port(), memory.write_port()
             m.d.comb += [
                 read.en.eq(self.psum_read), read.addr.eq(psum_at),
                 write.en.eq(self.psum_write), write.addr.eq(psum_addr[1]), write.data.eq(acc[n]),
             ]
-            old = Mux(job["psum_add"], read.data, 0)[:ACC_BITS]
+            old = Mux(job["psum_add"], read.data, 0)[:c.acc_bits]
+            twice, once = (self.x[n] << 1) - self.r, self.x[n]
+            if c.acc_bits > ACC_BITS:
+                twice, once = (sums[:ACC_BITS].as_signed() for sums in (twice, once))
             with m.If(valid[1]):
                 with m.If(job["wgt_bipolar"]):
-                    m.d.sync += acc[n].eq(((self.x[n] << 1) - self.r) + old)
+                    m.d.sync += acc[n].eq(twice + old)
+                if c.shift_lanes:
+                    with m.Elif(job["shift_add"]):
+                        m.d.sync += acc[n].eq(self.shift_x[n] + old)
                 with m.Else():
-                    m.d.sync += acc[n].eq(self.x[n] + old)
+                    m.d.sync += acc[n].eq(once + old)
 
         # Params of a tile: there when its first row is summed.
         prm_at = Signal(17)
@@ -233,6 +241,9 @@ class Drain(wiring.Component):
         m.d.comb += [residual.data[i].eq(self.res_data[i]) for i in range(c.m)]
 
         # Requantise and pack.
+        if c.shift_lanes:
+            m.d.comb += [requant.encode.eq(job["output"] == Output.CODES), self.shift_row_en.eq(self.row_en & job["shift_add"])]
+            m.d.comb += [mine.eq(its) for mine, its in zip(requant.thresholds, self.thresholds)]
         m.d.comb += [
             requant.valid.eq(valid[2] & ~psum), requant.tag.eq(tags[2]), self.requant_step.eq(requant.valid),
             requant.m2.eq(job["m2"]), requant.shift.eq(job["shift"]), requant.lo.eq(job["lo"]), requant.hi.eq(job["hi"]),

@@ -15,6 +15,7 @@ from .drain import PARAM, Drain
 from .layouts import QUEUED
 from .pool import Pool
 from .sequencer import Sequencer
+from .shift import ShiftAdd
 from .sleep import AWAKE, Sleep
 
 
@@ -41,7 +42,7 @@ class Execute(wiring.Component):
     error_valid, error_cause, error_pc : held until `clear`; the unit has stopped. All earlier instructions have finished.
     halt : no more steps and no writes.
     clear : back to the idle state.
-    drain_awake, pool_awake : `awake` of the drain and of the pool unit.
+    drain_awake, pool_awake, shift_awake : `awake` of the drain, the pool unit and the shift-add array.
     """
 
     def __init__(self, config: Config, simulation: bool = False, sleep: Sleep = AWAKE):
@@ -92,6 +93,7 @@ class Execute(wiring.Component):
             "clear": In(1),
             "drain_awake": Out(1),
             "pool_awake": Out(1),
+            "shift_awake": Out(1),
         })
         self.sequencer = Sequencer(c)
 
@@ -148,8 +150,7 @@ class Execute(wiring.Component):
 
         # Results.
         m.d.comb += [
-            sequencer.drain_free.eq(drain.free), sequencer.filled.eq(array.filled),
-            drain.filled.eq(array.filled), drain.filled_final.eq(array.filled_final),
+            sequencer.drain_free.eq(drain.free), sequencer.filled.eq(drain.filled),
             array.row_en.eq(drain.row_en), array.row.eq(drain.row), drain.r.eq(array.r),
             drain.pool_valid.eq(pool.out_valid), drain.pool_done.eq(pool.done),
             self.prm_en.eq(drain.prm_en), self.prm_addr.eq(drain.prm_addr),
@@ -157,6 +158,8 @@ class Execute(wiring.Component):
             self.out_we.eq(drain.out_we), self.out_addr.eq(drain.out_addr),
             self.requant_step.eq(drain.requant_step), self.psum_read.eq(drain.psum_read), self.psum_write.eq(drain.psum_write),
         ]
+        if not c.shift_lanes:
+            m.d.comb += [drain.filled.eq(array.filled), drain.filled_final.eq(array.filled_final)]
         m.d.comb += [mine.eq(its) for mine, its in zip(self.activity, array.activity)]
         m.d.comb += [drain.x[j].eq(array.x[j]) for j in cols]
         m.d.comb += [drain.pool[i].eq(pool.out[i]) for i in rows]
@@ -164,6 +167,9 @@ class Execute(wiring.Component):
         m.d.comb += [self.out_data[i].eq(drain.out_data[i]) for i in rows]
         for j in cols:
             m.d.comb += [drain.prm_data[j].b.eq(self.prm_data[j].b), drain.prm_data[j].m.eq(self.prm_data[j].m)]
+
+        if c.shift_lanes:
+            self._shift_add(m, reset, dispatch, sequencer, array, drain)
 
         # The first error, in the program's order, stays: an address of the sequencer's waits until the drain has come to its job.
         with m.If(~self.error_valid):
@@ -178,3 +184,19 @@ class Execute(wiring.Component):
         with m.If(self.clear):
             m.d.sync += self.error_valid.eq(0)
         return m
+
+    def _shift_add(self, m, reset, dispatch, sequencer, array, drain):
+        """The shift-add array beside the bit-serial one."""
+        shift = ShiftAdd(self.config)
+        m.submodules.shift = self.sleep.put("shift", reset(shift))
+        m.d.comb += [
+            self.shift_awake.eq(shift.awake),
+            sequencer.form.eq(dispatch.form), shift.form.eq(dispatch.form),
+            shift.valid.eq(sequencer.shift_valid), shift.step.eq(sequencer.shift_step_of),
+            drain.filled.eq(array.filled | shift.filled),
+            drain.filled_final.eq(Mux(shift.filled, shift.filled_final, array.filled_final)),
+            shift.row_en.eq(drain.shift_row_en), shift.row.eq(drain.row),
+        ]
+        for mine, its in ((shift.act, self.act_data), (shift.wgt, self.wgt_data), (shift.table, dispatch.values),
+                          (drain.shift_x, shift.x), (drain.thresholds, dispatch.thresholds)):
+            m.d.comb += [port.eq(value) for port, value in zip(mine, its)]

@@ -9,10 +9,11 @@ RES_BITS = 17
 
 
 class Requant(wiring.Component):
-    """q = clip((m * acc + m2 * res + b) >> shift, lo, hi) in `lanes` lanes.
+    """q = clip((m * acc + m2 * res + b) >> shift, lo, hi) in `lanes` lanes; with `encode`, of `thresholds` thresholds (if that is not
+    0) the number of those that are not above q, in its place.
 
     Products and sum are 64 bits (the compiler proves that they fit); the shift is arithmetic and rounds down.
-    Throughput: one row a cycle. Latency: `LATENCY` cycles. What all lanes share, `m2`, `shift`, `lo` and `hi`, holds while a row
+    Throughput: one row a cycle. Latency: `latency` cycles. What all lanes share, `m2`, `shift`, `lo` and `hi`, holds while a row
     is under way; `m` and `b` are read with the row.
 
     Members
@@ -24,14 +25,14 @@ class Requant(wiring.Component):
     awake : see `sleep`.
     """
 
-    LATENCY = 4
-
-    def __init__(self, lanes: int, tag_bits: int):
-        self.lanes = lanes
-        super().__init__({
+    def __init__(self, lanes: int, tag_bits: int, acc_bits: int = 32, thresholds: int = 0):
+        self.lanes, self.acc_bits = lanes, acc_bits
+        self.latency = 5 if thresholds else 4
+        encoder = {"encode": In(1), "thresholds": In(signed(32)).array(thresholds)} if thresholds else {}
+        super().__init__(encoder | {
             "valid": In(1),
             "tag": In(tag_bits),
-            "acc": In(signed(32)).array(lanes),
+            "acc": In(signed(acc_bits)).array(lanes),
             "res": In(signed(RES_BITS)).array(lanes),
             "m": In(signed(32)).array(lanes),
             "b": In(signed(64)).array(lanes),
@@ -51,7 +52,7 @@ class Requant(wiring.Component):
         m = Module()
         valid = [self.valid]
         tag = [self.tag]
-        for stage in range(1, self.LATENCY + 1):
+        for stage in range(1, self.latency + 1):
             valid.append(Signal(name=f"valid_{stage}"))
             tag.append(Signal.like(self.tag, name=f"tag_{stage}", reset_less=True))
             m.d.sync += [valid[stage].eq(valid[stage - 1]), tag[stage].eq(tag[stage - 1])]
@@ -67,7 +68,7 @@ class Requant(wiring.Component):
             q = Signal(signed(32), name=f"q_{lane}", reset_less=True)
             with m.If(valid[0]):
                 m.d.sync += [
-                    product.eq(self.m[lane] * self.acc[lane] + self.b[lane]),
+                    product.eq(self._product(self.m[lane], self.acc[lane]) + self.b[lane]),
                     residual.eq(self.m2 * self.res[lane]),
                 ]
             with m.If(valid[1]):
@@ -76,5 +77,19 @@ class Requant(wiring.Component):
                 m.d.sync += shifted.eq(total >> self.shift)
             with m.If(valid[3]):
                 m.d.sync += q.eq(Mux(shifted < self.lo, self.lo, Mux(shifted > self.hi, self.hi, shifted)))
+            if self.latency == 5:
+                code = Signal(signed(32), name=f"code_{lane}", reset_less=True)
+                with m.If(valid[4]):
+                    m.d.sync += code.eq(Mux(self.encode, sum(q >= threshold for threshold in self.thresholds), q))
+                q = code
             m.d.comb += self.q[lane].eq(q)
         return m
+
+    def _product(self, m, acc):
+        """m * acc modulo 2^64. An accumulator of more than 32 bits is multiplied in halves: no simulator's word holds a product of
+        more than 64 bits."""
+        if self.acc_bits == 32:
+            return m * acc
+        low, high = acc[:32], acc[32:].as_signed()
+        upper = (m * high - Mux(m < 0, low, 0))[:32]
+        return m.as_unsigned() * low + (upper << 32)

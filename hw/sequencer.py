@@ -11,6 +11,7 @@ from seriatim.formats import Kind
 from .array import STEP
 from .layouts import QUEUED, layout
 from .pool import POOL_STEP
+from .shift import FORM, shift_step
 
 POINTER = 18
 """Bits of an address before it is checked: a pointer moves by less than 2^16 at a time, and no more than two steps past an
@@ -21,6 +22,49 @@ def _bits(instr: str, field: str) -> int:
     return next(f.bits for f in isa.BY_NAME[instr].fields if f.name == field)
 
 
+class Slices:
+    """The innermost loop of a CONV of the shift-add engine: the slices of a word. Of other instructions a step is a slice.
+
+    Members
+    -------
+    starts, whole_codes : the instruction that is being loaded is one; takes activations as whole codes.
+    on : the running one is. first, last : slice of its word.
+    a_plane, w_plane : planes, counted from the most significant, that come with this slice: one a step, the least significant first.
+    """
+
+    def __init__(self, config: Config, form, is_pool, conv, reg):
+        slices = range(config.k // config.shift_lanes)
+        self.starts = ~is_pool & (conv.engine == isa.Engine.SHIFT_ADD)
+        by_planes = (conv.w_kind == Kind.CODEBOOK) & (conv.a_kind != Kind.LOG)
+        self.whole_codes = self.starts & ~by_planes
+        self.on = reg("shift_on", 1, self.starts)
+        most = Mux(conv.a_bits > conv.w_bits, conv.a_bits, conv.w_bits)
+        rounds = reg("slice_rounds", slices, Mux(self.starts, Mux(form.slices > most, form.slices, most) - 1, 0))
+        self.slice, self.slices = reg("slice", slices, 0), form.slices
+        self.first, self.last = self.slice == 0, self.slice == rounds
+        self.members = {name: reg(name, 1, value) for name, value in (
+            ("a_log", conv.a_kind == Kind.LOG), ("a_int", conv.a_kind == Kind.INT), ("w_log", conv.w_kind == Kind.LOG),
+            ("w_int", conv.w_kind == Kind.INT), ("w_table", conv.w_kind == Kind.CODEBOOK), ("by_planes", by_planes))}
+        self.members |= {"a_top": reg("a_top", 3, conv.a_bits - 1), "w_top": reg("w_top", 3, conv.w_bits - 1), "slice": self.slice}
+        self.a_plane, self.w_plane = ((self.members[name] - self.slice)[:3] for name in ("a_top", "w_top"))
+        self.step = shift_step(config)
+
+    def send(self, m: Module, sequencer: "Sequencer", a_plane, first, last):
+        """Sends a step on its way. Returns whether it has an act word, and a wgt word, and is one of the shift-add array's: registers.
+        """
+        on, act, wgt = (Signal(name=f"sent_{name}", reset_less=True) for name in ("shift", "act", "wgt"))
+        step = Signal(self.step, name="shift_step", reset_less=True)
+        plane = (self.members["a_top"] - a_plane)[:3]
+        with_act = Mux(self.members["by_planes"], self.slice == plane, self.slice <= self.members["a_top"])
+        with_wgt = self.slice <= self.members["w_top"]
+        members = self.members | {"first": first, "last": last, "final": sequencer.issued,
+                                  "plane": plane, "counts": self.slice < self.slices}
+        with m.If(sequencer.stepping):
+            m.d.sync += [on.eq(self.on), act.eq(~self.on | with_act), wgt.eq(sequencer.array_step & (~self.on | with_wgt))]
+            m.d.sync += [step[name].eq(members[name]) for name in self.step.members]
+        return on, act, wgt, step
+
+
 class Sequencer(wiring.Component):
     """Order of the steps, the innermost loop last: y, x, g, pair of planes, kh, kw, c. The pairs go by falling significance, and
     within one from the highest weight plane down. A POOL has one pair, and its planes take the place of c.
@@ -28,7 +72,8 @@ class Sequencer(wiring.Component):
     Every loop keeps the address at which its present round began, so that each step is one addition, whichever loop moves.
 
     Throughput: a step every cycle, also from loop to loop and from instruction to instruction. It waits only
-    - with the last step of a column tile, until the drain registers will be free when its sum gets there (`drain_free`);
+    - with the last step of a column tile, until the drain registers will be free when its sum gets there (`drain_free`); for the
+      shift-add array, whose steps of a word have no gaps, with the first step of the tile's last word;
     - with the first step of a POOL, until the drain has taken its job (`job_valid` low).
     Latency: a step of cycle t has its addresses at the memories in t + 1, and is on `array_*` or `pool_*` in t + 2, with the
     data.
@@ -42,14 +87,17 @@ class Sequencer(wiring.Component):
     drain_free : the drain registers can take a sum `Drain.NOTICE` cycles from now, if none is under way.
     filled : the drain registers take a sum.
     act_*, wgt_* : as in Execute.
-    array_valid, array_step_of, pool_valid, pool_step_of : what to do with the words that the memories give in this cycle.
+    array_valid, array_step_of, pool_valid, pool_step_of, shift_valid, shift_step_of : what to do with the words that the memories
+        give in this cycle.
+    form : how the shift-add array reads codes.
     stop : no more steps.
     error, error_pc : an address is outside its buffer. Its step and all that follow are dropped.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
+        shift = {"form": In(FORM), "shift_valid": Out(1), "shift_step_of": Out(shift_step(config))} if config.shift_lanes else {}
+        super().__init__(shift | {
             "load": In(1),
             "is_pool": In(1),
             "instr": In(QUEUED),
@@ -100,8 +148,9 @@ class Sequencer(wiring.Component):
         a_int = reg("a_int", 1, ~self.is_pool & (conv.a_kind == Kind.INT))
         w_int = reg("w_int", 1, ~self.is_pool & (conv.w_kind == Kind.INT))
         a_bipolar = reg("a_bipolar", 1, ~self.is_pool & (conv.a_kind == Kind.BIPOLAR))
-        a_last = reg("a_last", 3, pick("a_bits", 1) - 1)
-        w_last = reg("w_last", 4, pick("w_bits", 1) - 1)
+        shift = Slices(self.config, self.form, self.is_pool, conv, reg) if self.config.shift_lanes else None
+        a_last = reg("a_last", 3, Mux(shift.whole_codes, 0, pick("a_bits", 1) - 1) if shift else pick("a_bits", 1) - 1)
+        w_last = reg("w_last", 4, Mux(shift.starts, 0, pick("w_bits", 1) - 1) if shift else pick("w_bits", 1) - 1)
 
         # Loops: rounds less one, and how many follow the present one.
         rounds, left, end = {}, {}, {}
@@ -133,10 +182,12 @@ class Sequencer(wiring.Component):
         last_plane = (a_plane == a_last) & (w_plane == w_last)
         tile_end = Signal()
         under_way = Signal()  # a sum is between its last step and the drain registers
+        last_word = end["nc"] & end["kw"] & end["kh"] & last_plane
+        needs_drain = Mux(shift.on, last_word & shift.first, tile_end) if shift else tile_end
         m.d.comb += [
-            tile_end.eq(end["nc"] & end["kw"] & end["kh"] & last_plane),
+            tile_end.eq(last_word & shift.last if shift else last_word),
             self.stepping.eq(self.running & ~self.stop & ~self.error
-                             & Mux(pooling, ~self.job_valid, ~tile_end | (self.drain_free & ~under_way))),
+                             & Mux(pooling, ~self.job_valid, ~needs_drain | (self.drain_free & ~under_way))),
             self.array_step.eq(self.stepping & ~pooling),
             self.pool_step.eq(self.stepping & pooling),
             self.issued.eq(self.stepping & tile_end & end["ng"] & end["nx"] & end["ny"]),
@@ -150,6 +201,9 @@ class Sequencer(wiring.Component):
         tap_wgt = (wgt_at_tap + wgt_tap)[:POINTER]
         with m.If(self.stepping):
             m.d.sync += [first.eq(0), drop.eq(0), top.eq(0)]
+            if shift:
+                m.d.sync += shift.slice.eq(Mux(shift.last, 0, shift.slice + 1))
+        with m.If(self.stepping & shift.last if shift else self.stepping):
             with m.If(~end["nc"]):
                 m.d.sync += [go("nc", again=False), at_c.eq(at_c + sc), wgt_at_c.eq(wgt_at_c + w_bits)]
             with m.Else():
@@ -209,16 +263,21 @@ class Sequencer(wiring.Component):
             m.d.sync += [
                 sent_pool.eq(pooling),
                 sent_pc.eq(pc),
-                act_addr.eq(row + at_c + a_plane),
-                wgt_addr.eq(wgt_at_c + w_plane),
+                act_addr.eq(row + at_c + (Mux(shift.on, shift.a_plane, a_plane) if shift else a_plane)),
+                wgt_addr.eq(wgt_at_c + (Mux(shift.on, shift.w_plane, w_plane) if shift else w_plane)),
                 array_step.eq(Cat(of_array[name] for name in STEP.members)),
                 pool_step.eq(Cat(of_pool[name] for name in POOL_STEP.members)),
             ]
-        fits = Signal()
+        fits, go_on = Signal(), Signal()
+        if shift:
+            sent_shift, sent_act, sent_wgt, shift_sent_step = shift.send(m, self, a_plane, first, tile_end)
+        else:
+            sent_shift, sent_act, sent_wgt = Const(0), Const(1), ~sent_pool
         m.d.comb += [
-            fits.eq((act_addr < self.config.act_words) & (sent_pool | (wgt_addr < self.config.wgt_words))),
-            self.act_en.eq(sent & fits & ~self.stop & ~self.error),
-            self.wgt_en.eq(self.act_en & ~sent_pool),
+            fits.eq((~sent_act | (act_addr < self.config.act_words)) & (~sent_wgt | (wgt_addr < self.config.wgt_words))),
+            go_on.eq(sent & fits & ~self.stop & ~self.error),
+            self.act_en.eq(go_on & sent_act),
+            self.wgt_en.eq(go_on & sent_wgt),
             self.act_addr.eq(act_addr),
             self.wgt_addr.eq(wgt_addr),
         ]
@@ -227,7 +286,11 @@ class Sequencer(wiring.Component):
             m.d.sync += [self.error.eq(1), self.error_pc.eq(sent_pc)]
 
         # Data.
-        m.d.sync += [self.array_valid.eq(self.wgt_en), self.pool_valid.eq(self.act_en & sent_pool)]
+        m.d.sync += [self.array_valid.eq(self.wgt_en & ~sent_shift), self.pool_valid.eq(self.act_en & sent_pool)]
         with m.If(self.act_en):
             m.d.sync += [self.array_step_of.eq(array_step), self.pool_step_of.eq(pool_step)]
+        if shift:
+            m.d.sync += self.shift_valid.eq(go_on & sent_shift)
+            with m.If(go_on & sent_shift):
+                m.d.sync += self.shift_step_of.eq(shift_sent_step)
         return m

@@ -18,7 +18,7 @@ from .fetch import Fetch
 from .load import Load, param_layout
 from .observe import observe, observe_signature
 from .semaphores import UNITS, Semaphores
-from .sleep import Sleep
+from .sleep import Sleep, units
 from .store import Store
 
 LOAD, EXEC, STORE = 1, 0, 2
@@ -40,7 +40,7 @@ class Seriatim(wiring.Component):
     """
 
     def __init__(self, config: Config, simulation: bool = False, *, sleep: bool = False, observe: bool = False):
-        self.config, self.simulation, self.sleep, self.observed = config, simulation, Sleep(sleep), observe
+        self.config, self.simulation, self.sleep, self.observed = config, simulation, Sleep(sleep, units(config)), observe
         read, write = axi.read_signature(config), axi.write_signature(config)
         super().__init__({
             "s_axil": In(LITE),
@@ -74,7 +74,7 @@ class Seriatim(wiring.Component):
         self.sleep.connect(m, self, {
             "fetch": fetch.awake, "load": load.awake, "patch": load.patch_awake, "store": store.awake,
             "drain": execute.drain_awake, "pool": execute.pool_awake, "semaphores": semaphores.awake,
-            "registers": registers.awake,
+            "registers": registers.awake, "shift": execute.shift_awake,
         }, start)
 
         # AXI.

@@ -13,7 +13,8 @@ from seriatim.config import Config
 from seriatim.csr import Cause, Counter
 from seriatim.errors import MachineError, ProgramError
 from seriatim.formats import Kind
-from seriatim.isa import Buffer, Engine, Output, Queue, Sem
+from seriatim.isa import Buffer, Engine, Output, Queue, Sem, Table
+from seriatim.sim import shiftadd
 from seriatim.sim.activity import Activity
 from seriatim.sim.requant import requant
 
@@ -61,6 +62,8 @@ class Machine:
         self.prm_m = np.zeros((c.prm_words, c.n), np.int64)
         self.out = np.zeros((c.out_words, c.m, c.k), np.uint8)
         self.psum = np.zeros((c.psum_words, c.n), np.int64)
+        self.format = isa.decode(isa.encode("FORMAT"))[1]
+        self.tables = {table: np.zeros(2 * isa.TABLE_PART, np.int64) for table in Table}
         self.sems = dict.fromkeys(Sem, 0)
         self.counters = dict.fromkeys(Counter, 0)
         self.activity = Activity()
@@ -199,43 +202,22 @@ class Machine:
 
     def conv(self, f):
         c, output = self.config, Output(f["output"])
-        kinds = [Kind(k) if k in iter(Kind) else None for k in (f["a_kind"], f["w_kind"])]
-        if f["engine"] != Engine.BIT_SERIAL or not set(kinds) <= {Kind.UINT, Kind.INT, Kind.BIPOLAR}:
-            raise Stop(Cause.UNSUPPORTED, f"engine {f['engine']} with formats {f['a_kind']}, {f['w_kind']}")
-        if output is Output.PLANES:
+        serial = f["engine"] == Engine.BIT_SERIAL
+        reason = self._foreign(f) if serial else shiftadd.refusal(f, self.format, c)
+        if reason:
+            raise Stop(Cause.UNSUPPORTED, reason)
+        if output in (Output.PLANES, Output.CODES):
             self._planes(f["out_planes"])
+        if output is Output.CODES and not c.shift_lanes:
+            raise Stop(Cause.UNSUPPORTED, "output in codes: this machine has no thresholds")
         if f["ng"] > c.tiles_per_word:
             raise Stop(Cause.ILLEGAL_FIELD, f"ng = {f['ng']}: {c.tiles_per_word} column tiles fill a word")
         taps = self._taps(f)
-        positions, ng, nc, a_bits, w_bits = len(taps), f["ng"], f["nc"], f["a_bits"], f["w_bits"]
-        words = taps[..., None] + np.arange(nc) * f["sc"]  # (p, kh, kw, c)
-        acc = np.empty((positions, ng, c.m, c.n), np.int64)
-        tap = np.arange(f["kh"] * f["kw"])[:, None] * f["wgt_tap"] + np.arange(nc) * w_bits
-        act, act_planes, wgt_planes = None, [], []
-        for g in range(ng):
-            if act is None or f["sg"]:
-                at = self._in("ACT", words + g * f["sg"] + np.arange(a_bits).reshape(-1, 1, 1, 1, 1), c.act_words)
-                bits = self.act[at]  # (plane, p, kh, kw, c, M, K)
-                if kinds[0] is Kind.BIPOLAR:  # each plane is -1 or +1, or 0 where its word is invalid
-                    valid = self.valid[at][..., None]
-                    act = np.tensordot(2.0 ** np.arange(a_bits - 1, -1, -1), (2.0 * bits - 1) * valid, axes=1)
-                    bits = bits * valid
-                else:
-                    act = plane_values(bits, kinds[0])  # (p, kh, kw, c, M, K)
-                act = act.reshape(positions, -1, c.m, c.k).transpose(0, 2, 1, 3).reshape(positions * c.m, -1)
-                bits = bits.reshape(a_bits, positions, -1, c.m, c.k)
-            at = f["wgt_base"] + g * f["wgt_g"] + tap + np.arange(w_bits).reshape(-1, 1, 1)
-            wgt = self.wgt[self._in("WGT", at, c.wgt_words)]  # (plane, tap, c, N, K)
-            act_planes.append(bits)
-            wgt_planes.append(wgt.reshape(w_bits, -1, c.n, c.k))
-            wgt = plane_values(wgt, kinds[1]).reshape(-1, c.n, c.k).transpose(1, 0, 2).reshape(c.n, -1)
-            acc[:, g] = np.rint(act @ wgt.T).astype(np.int64).reshape(positions, c.m, c.n)
-        self.counters[Counter.ARRAY_STEPS] += positions * ng * tap.size * a_bits * w_bits
-        self.activity.conv(act_planes, wgt_planes)
-        self._switched()
+        positions, ng = len(taps), f["ng"]
+        acc = self._bit_serial(f, taps) if serial else self._shift_add(f, taps)
         psum = f["psum_base"] + np.arange(positions * ng * c.m).reshape(positions, ng, c.m)
         if f["psum_add"]:
-            acc += self.psum[self._in("PSUM", psum, c.psum_words)]
+            acc = shiftadd.wrap(acc + self.psum[self._in("PSUM", psum, c.psum_words)], c.acc_bits)
             self.counters[Counter.PSUM_READS] += psum.size
         if output is Output.PSUM:
             self.psum[self._in("PSUM", psum, c.psum_words)] = acc
@@ -246,7 +228,7 @@ class Machine:
         q = requant(acc, m, b, f["shift"], f["lo"], f["hi"], self._residual(f, positions, ng), f["m2"])
         self.counters[Counter.REQUANTS] += positions * ng * c.m
         self.counters[Counter.RES_READS] += positions * ng * f["res_planes"]
-        self.counters[Counter.OUT_WRITES] += positions * (f["out_planes"] if output is Output.PLANES else ng * c.raw_words)
+        self.counters[Counter.OUT_WRITES] += positions * (ng * c.raw_words if output is Output.INT32 else f["out_planes"])
         if output is Output.INT32:
             raw = np.zeros((positions, ng, c.m, c.raw_words * c.k // 32), "<i4")
             raw[..., :c.n] = q
@@ -254,11 +236,95 @@ class Machine:
             at = self._in("OUT", f["out_base"] + np.arange(positions * ng * c.raw_words), c.out_words)
             self.out[at] = bits.transpose(0, 1, 3, 2, 4).reshape(-1, c.m, c.k)
             return
+        if output is Output.CODES:
+            q = (q[..., None] >= self.tables[Table.THRESHOLDS][:isa.THRESHOLDS]).sum(-1)
         lanes = np.zeros((positions, c.m, c.k), np.int64)
         lanes[:, :, :ng * c.n] = q.transpose(0, 2, 1, 3).reshape(positions, c.m, -1)
         bit = np.arange(f["out_planes"] - 1, -1, -1)[None, :, None, None]
         at = self._in("OUT", f["out_base"] + np.arange(positions * f["out_planes"]), c.out_words)
         self.out[at] = (lanes[:, None] >> bit & 1).reshape(-1, c.m, c.k)
+
+    @staticmethod
+    def _foreign(f) -> str | None:
+        """Why the bit-serial engine refuses the formats."""
+        if max(f["a_kind"], f["w_kind"]) > Kind.BIPOLAR:
+            return f"the bit-serial engine with formats {f['a_kind']}, {f['w_kind']}"
+        return None
+
+    def _operands(self, f, taps: np.ndarray):
+        """For each column tile the act words' bits (plane, p, kh, kw, c, M, K), the wgt words' (plane, tap, c, N, K), and the
+        act words' addresses; both bits and addresses of act are the same objects where the tiles share them."""
+        c, nc, w_bits = self.config, f["nc"], f["w_bits"]
+        words = taps[..., None] + np.arange(nc) * f["sc"]  # (p, kh, kw, c)
+        tap = np.arange(f["kh"] * f["kw"])[:, None] * f["wgt_tap"] + np.arange(nc) * w_bits
+        at = None
+        for g in range(f["ng"]):
+            if at is None or f["sg"]:
+                at = self._in("ACT", words + g * f["sg"] + np.arange(f["a_bits"]).reshape(-1, 1, 1, 1, 1), c.act_words)
+                bits = self.act[at]
+            wgt = f["wgt_base"] + g * f["wgt_g"] + tap + np.arange(w_bits).reshape(-1, 1, 1)
+            yield bits, self.wgt[self._in("WGT", wgt, c.wgt_words)], at
+
+    def _bit_serial(self, f, taps: np.ndarray) -> np.ndarray:
+        """Sums (p, g, M, N) of the bit-serial engine."""
+        c, kinds = self.config, (Kind(f["a_kind"]), Kind(f["w_kind"]))
+        positions, a_bits, w_bits = len(taps), f["a_bits"], f["w_bits"]
+        acc = np.empty((positions, f["ng"], c.m, c.n), np.int64)
+        last, act, act_planes, wgt_planes = None, None, [], []
+        for g, (bits, wgt, at) in enumerate(self._operands(f, taps)):
+            if bits is not last:
+                last = bits
+                if kinds[0] is Kind.BIPOLAR:  # each plane is -1 or +1, or 0 where its word is invalid
+                    valid = self.valid[at][..., None]
+                    act = np.tensordot(2.0 ** np.arange(a_bits - 1, -1, -1), (2.0 * bits - 1) * valid, axes=1)
+                    planes = bits * valid
+                else:
+                    act = plane_values(bits, kinds[0])  # (p, kh, kw, c, M, K)
+                    planes = bits
+                act = act.reshape(positions, -1, c.m, c.k).transpose(0, 2, 1, 3).reshape(positions * c.m, -1)
+                planes = planes.reshape(a_bits, positions, -1, c.m, c.k)
+            act_planes.append(planes)
+            wgt_planes.append(wgt.reshape(w_bits, -1, c.n, c.k))
+            wgt = plane_values(wgt, kinds[1]).reshape(-1, c.n, c.k).transpose(1, 0, 2).reshape(c.n, -1)
+            acc[:, g] = np.rint(act @ wgt.T).astype(np.int64).reshape(positions, c.m, c.n)
+        self.counters[Counter.ARRAY_STEPS] += positions * f["ng"] * f["kh"] * f["kw"] * f["nc"] * a_bits * w_bits
+        self.activity.conv(act_planes, wgt_planes)
+        self._switched()
+        return acc
+
+    def _shift_add(self, f, taps: np.ndarray) -> np.ndarray:
+        """Sums (p, g, M, N) of the shift-add engine."""
+        c, positions = self.config, len(taps)
+        lanes = self.format["slices"] * c.shift_lanes
+        acc = np.empty((positions, f["ng"], c.m, c.n), np.int64)
+        for g, (bits, wgt, _) in enumerate(self._operands(f, taps)):
+            act = bits[..., :lanes].reshape(f["a_bits"], positions, -1, c.m, lanes).transpose(0, 1, 3, 2, 4)
+            wgt = wgt[..., :lanes].reshape(f["w_bits"], -1, c.n, lanes).transpose(0, 2, 1, 3)
+            acc[:, g] = shiftadd.sums(act.reshape(f["a_bits"], positions * c.m, -1), wgt.reshape(f["w_bits"], c.n, -1), f,
+                                      self.format, self.tables[Table.VALUES], c).reshape(positions, c.m, c.n)
+        self.counters[Counter.ARRAY_STEPS] += positions * f["ng"] * f["kh"] * f["kw"] * f["nc"] * shiftadd.steps(f, self.format)
+        return acc
+
+    def set_format(self, f):
+        c = self.config
+        self._shift_only("FORMAT")
+        if f["scaled"] and c.shift_classes == 1:
+            raise Stop(Cause.UNSUPPORTED, "FORMAT with scaled: this machine has one residue class")
+        if f["slices"] * c.shift_lanes > c.k:
+            raise Stop(Cause.ILLEGAL_FIELD, f"{f['slices']} slices: a word has {c.k // c.shift_lanes}")
+        self.format = f
+
+    def set_table(self, f):
+        self._shift_only("TABLE")
+        first = f["half"] * isa.TABLE_PART
+        entries = np.array([f[f"entry_{i}"] for i in range(isa.TABLE_PART)])
+        if f["table"] == Table.VALUES:
+            entries = shiftadd.wrap(entries, 16)
+        self.tables[Table(f["table"])][first:first + isa.TABLE_PART] = entries
+
+    def _shift_only(self, name: str):
+        if not self.config.shift_lanes:
+            raise Stop(Cause.UNSUPPORTED, f"{name}: this machine has no shift-add engine")
 
     def _switched(self):
         """Brings the array's activity into the counters."""
@@ -317,7 +383,7 @@ class Machine:
 
     def step(self, instr: isa.Instr, fields: dict):
         """Executes one decoded instruction (semaphores apart)."""
-        getattr(self, instr.name.lower())(fields)
+        METHODS[instr.name](self, fields)
 
     def _ready(self, fields) -> bool:
         return all(self.sems[s] for s in Sem if s & fields["wait"])
@@ -375,3 +441,8 @@ class Machine:
         except Stop as stop:
             message = f"the machine stopped with {stop.cause.name} at {pc:#x}: {stop}"
             raise MachineError(message, cause=stop.cause, pc=pc) from None
+
+
+METHODS = {"LOAD": Machine.load, "FILL": Machine.fill, "PATCH": Machine.patch, "CONV": Machine.conv, "POOL": Machine.pool,
+           "STORE": Machine.store, "MARK": Machine.mark, "FORMAT": Machine.set_format, "TABLE": Machine.set_table}
+"""What executes each instruction."""

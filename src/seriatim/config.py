@@ -28,12 +28,17 @@ class Config:
     prm_words : param buffer, words of N x 96 bits (m and b of N channels).
     res_words : residual buffer, words of M x K bits.
     out_words : out buffer, words of M x K bits.
-    psum_words : psum memory, words of N x 32 bits.
+    psum_words : psum memory, words of N accumulators.
     line_bytes : each of the two line memories of the patch builder.
     max_planes : widest tensor that the packer writes and the residual port reads.
     marks : layers whose counters the profile memory holds; 0 leaves it out.
     queue : instructions that each of the load, execute and store queues holds.
     outstanding : AXI bursts in flight each way.
+    shift_lanes : lanes of each of the M x N sums of the shift-add array; 0: there is none, and the others of its members mean nothing.
+    shift_a_bits, shift_w_bits : widest codes of activations and weights that it takes.
+    shift_span : largest shift of a product, in octaves.
+    shift_classes : residue classes of an octave.
+    shift_acc_bits : width of its accumulators, and of the psum memory then.
     """
 
     m: int = 7
@@ -51,6 +56,12 @@ class Config:
     marks: int = 64
     queue: int = 8
     outstanding: int = 8
+    shift_lanes: int = 0
+    shift_a_bits: int = 8
+    shift_w_bits: int = 5
+    shift_span: int = 24
+    shift_classes: int = 8
+    shift_acc_bits: int = 48
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -72,11 +83,34 @@ class Config:
         _require(0 <= self.marks <= 256, f"marks={self.marks}: 0 to 256 (a layer number has 8 bits)")
         _require(2 <= self.queue <= 64, f"queue={self.queue}: 2 to 64")
         _require(1 <= self.outstanding <= 64, f"outstanding={self.outstanding}: 1 to 64")
+        if self.shift_lanes:
+            self._check_shift()
+
+    def _check_shift(self):
+        for name in ("shift_a_bits", "shift_w_bits"):
+            _require(2 <= getattr(self, name) <= 8, f"{name}={getattr(self, name)}: codes of 2 to 8 bits")
+        least = max(self.shift_a_bits, self.shift_w_bits)
+        _require(self.shift_lanes > 0 and self.k % self.shift_lanes == 0 and self.k // self.shift_lanes >= least,
+                 f"shift_lanes={self.shift_lanes} with k={self.k}: it divides K into at least {least} slices, since a plane a cycle "
+                 "is read")
+        _require(1 <= self.shift_span <= 40, f"shift_span={self.shift_span}: 1 to 40 octaves")
+        _require(self.shift_classes in (1, 2, 4, 8), f"shift_classes={self.shift_classes}: 1, 2, 4 or 8")
+        _require(32 <= self.shift_acc_bits <= 48, f"shift_acc_bits={self.shift_acc_bits}: 32 to 48")
 
     @property
     def peak(self) -> int:
         """Binary multiply-accumulates of one cycle."""
         return self.m * self.n * self.k
+
+    @property
+    def shift_peak(self) -> int:
+        """Multiply-accumulates of one cycle of the shift-add array."""
+        return self.m * self.n * self.shift_lanes
+
+    @property
+    def acc_bits(self) -> int:
+        """Width of the sums that are drained."""
+        return self.shift_acc_bits if self.shift_lanes else 32
 
     @property
     def tiles_per_word(self) -> int:
@@ -110,7 +144,7 @@ class Config:
     def on_chip_bytes(self) -> int:
         """Bytes of all on-chip memories."""
         bits = (self.act_words * self.m * (self.k + 1) + self.wgt_words * self.n * self.k + self.prm_words * self.n * 96
-                + (self.res_words + self.out_words) * self.m * self.k + self.psum_words * self.n * 32
+                + (self.res_words + self.out_words) * self.m * self.k + self.psum_words * self.n * self.acc_bits
                 + 2 * self.line_bytes * 8 + self.marks * PROFILE_KEPT * 64)
         return -(-bits // 8)
 

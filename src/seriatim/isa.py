@@ -69,11 +69,27 @@ class Output(IntEnum):
     PLANES = 0  # requantised, packed into planes, to the out buffer
     INT32 = 1  # requantised, as int32 words, to the out buffer
     PSUM = 2  # as they are, to the psum memory
+    CODES = 3  # requantised, encoded by the thresholds, packed into planes, to the out buffer
 
 
 class Engine(IntEnum):
     BIT_SERIAL = 0
     SHIFT_ADD = 1
+
+
+class Table(IntEnum):
+    """What a TABLE holds."""
+
+    VALUES = 0  # values of the weights' codes, 16 bits each
+    THRESHOLDS = 1  # of the output's codes
+
+
+TABLE_PART = 8
+"""Entries that a TABLE sets: half of those that there are."""
+THRESHOLDS = 2 * TABLE_PART - 1
+"""Thresholds between 4-bit codes."""
+LOG_BITS = 5
+"""Most bits of a log code, the sign apart."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +226,16 @@ Convolution of a tile on the array. For y in ny, x in nx (a position p = y * nx 
 
     acc[m][n] = sum over kh, kw, c of value(act word) . value(wgt word)
 
-over the K lanes, where plane j of the act word is word wrap(act_base + y * sy + kh * skh) + x * sx + g * sg +
+over the lanes, where plane j of the act word is word wrap(act_base + y * sy + kh * skh) + x * sx + g * sg +
 kw * skw + c * sc + j
 of slice m, and plane i of the wgt word is row n of word wgt_base + g * wgt_g + (kh * nkw + kw) * wgt_tap + c * w_bits + i. Planes
 count from the most significant; a_bits of the stored planes are used. The hardware sums plane products from
 the highest significance
 down, shifting the accumulators left when it drops. Where the act kind is bipolar, invalid words contribute 0.
+
+With engine BIT_SERIAL all K lanes of a word count, and neither kind may be log or codebook. With SHIFT_ADD the first
+slices * shift_lanes do, `FORMAT` says what log codes mean, and one of the kinds at least is log, or the weights are a codebook; the
+others are uint or int. Sums are modulo 2^acc_bits.
 
 If psum_add, word psum_base + (p * ng + g) * M + m of the psum memory is added to acc[m]. Then, by `output`:
 
@@ -223,6 +243,7 @@ If psum_add, word psum_base + (p * ng + g) * M + m of the psum memory is added t
     PLANES  q = clip((m * acc + m2 * res + b) >> shift, lo, hi), with m, b of param word prm_base + g, is lane
             g * N + n of out words
             out_base + p * out_planes + plane (MSB first, two's complement); lanes beyond ng * N are 0
+    CODES   the same, with the number of entries of the table THRESHOLDS that are not above q in place of q
     INT32   q goes as int32 to out words out_base + (p * ng + g) * raw_words and up
 
 where res, if res_planes is not 0, is lane g * N + n of the res_planes planes (MSB first) at residual words
@@ -250,7 +271,7 @@ A product of planes counts negative when exactly one of the two is the top plane
         Field("wgt_base", 16, "Wgt word address."),
         Field("wgt_g", 16, "Wgt words from column tile to column tile."),
         Field("wgt_tap", 16, "Wgt words from tap to tap."),
-        Field("output", 2, "Where results go: an Output.", hi=2),
+        Field("output", 2, "Where results go: an Output."),
         Field("psum_add", 1, "Add the psum memory."),
         Field("psum_base", 16, "Psum word address."),
         Field("prm_base", 16, "Param word address."),
@@ -293,6 +314,26 @@ been acknowledged.""", _DMA),
     Instr("MARK", 8, Queue.EXEC, """\
 A layer begins: the counters are copied to row `layer` of the profile memory, one a cycle, while nothing executes.""", (
         Field("layer", 8, "Number of the layer."),
+    )),
+    Instr("FORMAT", 9, Queue.EXEC, """\
+How the shift-add engine reads codes from here on; takes effect while nothing executes. (At the start of a program all fields have
+their least values.) A log code is 0 for the value 0, otherwise its magnitude is C(k mod shift_classes) << k div shift_classes, with
+k = step * (code - 1); if signed its top bit is a sign and no part of the code. The product of two logs has the sum of their k. C is 1,
+or with `scaled` round(2^(i / shift_classes) 2^14) for class i: once in each product. A codebook's code c stands for entry c of the table
+VALUES, codes from 16 on for 0. A product's shift may not exceed shift_span.""", (
+        Field("a_signed", 1, "Log activations have a sign."),
+        Field("a_step", 6, "Step of log activations, in 1 / shift_classes octaves.", lo=1),
+        Field("w_signed", 1, "Log weights have a sign."),
+        Field("w_step", 6, "Step of log weights.", lo=1),
+        Field("scaled", 1, "Products are multiplied by the constants of their residue classes."),
+        Field("slices", 9, "Slices of shift_lanes lanes of a word that count.", lo=1),
+    )),
+    Instr("TABLE", 10, Queue.EXEC, """\
+Sets half a table, while nothing executes. (At the start of a program all entries are 0.) VALUES has 16 entries, whose low 16 bits
+count, as signed numbers; THRESHOLDS has 15, the last of 16 does not count.""", (
+        Field("table", 1, "A Table."),
+        Field("half", 1, "0: entries 0 to 7, 1: entries 8 to 15."),
+        *(Field(f"entry_{i}", 32, f"Entry {i} of the half.", signed=True) for i in range(TABLE_PART)),
     )),
 )
 

@@ -15,7 +15,7 @@ from seriatim.formats import Kind
 from seriatim.hw.convert import SIM, to_verilog
 from seriatim.hw.execute import Execute
 from seriatim.isa import Output
-from seriatim.sim import build
+from seriatim.sim import build, shiftadd
 
 CONFIGS = {
     "2x4x32": Config(2, 4, 32, 32, act_words=400, wgt_words=160, prm_words=24, res_words=200, out_words=300, psum_words=120),
@@ -24,6 +24,10 @@ CONFIGS = {
     "5x32x32": Config(5, 32, 32, 32, act_words=300, wgt_words=160, prm_words=40, res_words=200, out_words=300, psum_words=120),
     "4x16x128": Config(4, 16, 128, 32, act_words=300, wgt_words=160, prm_words=40, res_words=200, out_words=300, psum_words=120),
     "7x8x64": Config(),
+    "2x4x32 shift": Config(2, 4, 32, 32, act_words=400, wgt_words=160, prm_words=24, res_words=200, out_words=300, psum_words=120,
+                           shift_lanes=4),
+    "3x2x32 shift": Config(3, 2, 32, 32, act_words=300, wgt_words=160, prm_words=24, res_words=200, out_words=300, psum_words=120,
+                           shift_lanes=2, shift_a_bits=5, shift_w_bits=8, shift_span=17, shift_classes=1, shift_acc_bits=37),
 }
 
 DRIVER = r"""
@@ -235,7 +239,29 @@ def shape_taps(rng, depth: int, inner: int, f: dict, strides: tuple, align: int 
     return True
 
 
-def random_conv(rng, c: Config) -> dict:
+def random_kinds(rng, c: Config) -> dict:
+    """Formats that the shift-add engine may be given."""
+    a_kind, w_kind = (int(rng.choice((Kind.UINT, Kind.INT, Kind.LOG, Kind.LOG, Kind.CODEBOOK))) for _ in "aw")
+    return dict(a_kind=a_kind, w_kind=w_kind, a_bits=int(rng.integers(1, c.shift_a_bits + 1)),
+                w_bits=int(rng.integers(1, c.shift_w_bits + 1)))
+
+
+def random_format(rng, c: Config) -> dict:
+    most = c.k // c.shift_lanes
+    return dict(a_signed=int(rng.integers(2)), a_step=int(rng.choice((1, 1, 2, c.shift_classes, 7))), w_signed=int(rng.integers(2)),
+                w_step=int(rng.choice((1, 1, 2, c.shift_classes, 9))), scaled=int(rng.integers(2)) if c.shift_classes > 1 else 0,
+                slices=int(rng.choice((1, most, most, rng.integers(1, most + 1)))), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)))
+
+
+def random_table(rng) -> dict:
+    table = int(rng.integers(2))
+    most = 1 << (int(rng.choice((3, 8, 15))) if table == isa.Table.VALUES else int(rng.choice((4, 12, 31))))
+    entries = [-most, most - 1, *rng.integers(-most, most, 6).tolist()]
+    return dict(table=table, half=int(rng.integers(2))) | {f"entry_{i}": v for i, v in enumerate(sorted(entries))}
+
+
+def random_conv(rng, c: Config, form: dict | None = None) -> dict:
+    """A CONV that touches no word outside its buffers; with `form` of the shift-add engine."""
     def pick(*values):
         return int(rng.choice(values))
 
@@ -245,7 +271,7 @@ def random_conv(rng, c: Config) -> dict:
                  sx=int(rng.integers(0, 12)),
                  sg=pick(0, 0, 3), skh=int(rng.integers(0, 40)), skw=int(rng.integers(0, 12)), sc=pick(1, 4, 8),
                  a_kind=pick(0, 1, 2), w_kind=pick(0, 1, 2), a_bits=pick(1, 1, 2, 3, 8), w_bits=pick(1, 1, 2, 3, 9),
-                 output=pick(*Output), psum_add=pick(0, 0, 1), out_planes=pick(1, 2, 4, 8, 16),
+                 output=pick(*(o for o in Output if o is not Output.CODES or c.shift_lanes)), psum_add=pick(0, 0, 1), out_planes=pick(1, 2, 4, 8, 16),
                  res_planes=pick(0, 0, 1, 4, 8, 16), res_signed=pick(0, 1), res_pitch=pick(0, 1, 8, 16),
                  m2=int(rng.integers(-1 << 31, 1 << 31)),
                  shift=int(rng.integers(0, 64)), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)),
@@ -261,10 +287,14 @@ def random_conv(rng, c: Config) -> dict:
         f["wgt_tap"] = pick(0, f["nc"] * f["w_bits"])
         f["wgt_g"] = pick(0, 1, f["kh"] * f["kw"] * f["wgt_tap"])
         positions = f["ny"] * f["nx"]
+        if form is not None:
+            f |= dict(engine=isa.Engine.SHIFT_ADD, **random_kinds(rng, c))
+            if shiftadd.refusal(f, form, c):
+                continue
         steps = positions * f["ng"] * f["kh"] * f["kw"] * f["nc"] * f["a_bits"] * f["w_bits"]
         wgt = (f["ng"] - 1) * f["wgt_g"] + (f["kh"] * f["kw"] - 1) * f["wgt_tap"] + f["nc"] * f["w_bits"]
         psum = positions * f["ng"] * c.m
-        out = {Output.PLANES: positions * f["out_planes"], Output.INT32: positions * f["ng"] * c.raw_words}.get(f["output"], 0)
+        out = {Output.PSUM: 0, Output.INT32: positions * f["ng"] * c.raw_words}.get(f["output"], positions * f["out_planes"])
         res = (positions - 1) * f["res_pitch"] + f["res_planes"]
         if (steps > 4000 or wgt > c.wgt_words or psum > c.psum_words or out > c.out_words or res > c.res_words
                 or f["out_planes"] > c.max_planes):

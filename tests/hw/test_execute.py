@@ -10,6 +10,7 @@ from seriatim.sim.isasim import Machine
 
 pytestmark = [pytest.mark.rtl, pytest.mark.skipif(not bench.tools(), reason="needs verilator and a C++ compiler")]
 SMALL = ["2x4x32", "3x8x32"]
+SHIFT = ["2x4x32 shift", "3x2x32 shift"]
 
 
 def make(name, seed):
@@ -29,7 +30,7 @@ def check(machine, unit, program, stall=0):
     assert not result.error_cause, (Cause(result.error_cause), result.error_pc)
     wrong = np.argwhere(machine.out != unit.out_bits)
     assert not len(wrong), f"{len(wrong)} bits of out words {sorted(set(wrong[:, 0].tolist()))} differ: {program}"
-    assert gives == [f.get("signal", 0) for _, f in program]
+    assert gives == [f.get("signal", 0) for name, f in program if name in ("CONV", "POOL") or f.get("signal")]
     counted = {c: machine.counters[c] - before[c] for c in before}
     assert (result.array_steps, result.pool_steps, result.requants) == (
         counted[Counter.ARRAY_STEPS], counted[Counter.POOL_STEPS], counted[Counter.REQUANTS])
@@ -38,11 +39,19 @@ def check(machine, unit, program, stall=0):
     return result
 
 
-def random_program(rng, config, count):
-    program = []
+def random_program(rng, config, count, shift=False):
+    """`shift`: it sets formats and tables, and two CONVs in three are the shift-add engine's."""
+    program, form = [], isa.decode(isa.encode("FORMAT"))[1]
     for _ in range(count):
         kind = rng.integers(10)
-        if kind == 0:
+        if shift and rng.random() < 0.2:
+            program.append(("FORMAT", bench.random_format(rng, config)))
+            form = isa.decode(isa.encode("FORMAT", **program[-1][1]))[1]
+        elif shift and rng.random() < 0.2:
+            program.append(("TABLE", bench.random_table(rng)))
+        elif shift and kind > 3:
+            program.append(("CONV", bench.random_conv(rng, config, form)))
+        elif kind == 0:
             program.append(("MARK", dict(layer=int(rng.integers(256)), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)))))
         elif kind < 3:
             program.append(("POOL", bench.random_pool(rng, config)))
@@ -57,6 +66,17 @@ def test_random_programs(name, seed):
     rng, machine, unit = make(name, seed)
     for stall in (0, 30, 90):
         check(machine, unit, random_program(rng, machine.config, 12), stall)
+        for part in bench.dump_psum(machine.config):
+            check(machine, unit, part)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", SHIFT)
+def test_random_shift_add_programs(name, seed):
+    rng, machine, unit = make(name, seed)
+    for stall in (0, 0, 30, 90):
+        machine.format = isa.decode(isa.encode("FORMAT"))[1]
+        check(machine, unit, [("FORMAT", {})] + random_program(rng, machine.config, 16, shift=True), stall)
         for part in bench.dump_psum(machine.config):
             check(machine, unit, part)
 

@@ -28,7 +28,7 @@ def test_equals_the_function(seed):
     async def bench(ctx):
         for port, value in ((unit.m2, m2), (unit.shift, shift), (unit.lo, lo), (unit.hi, hi)):
             ctx.set(port, value)
-        for cycle in range(count + Requant.LATENCY - 1):
+        for cycle in range(count + unit.latency - 1):
             ctx.set(unit.valid, cycle < count)
             if cycle < count:
                 ctx.set(unit.tag, cycle % 256)
@@ -36,7 +36,7 @@ def test_equals_the_function(seed):
                     for port, values in ((unit.acc, acc), (unit.m, m), (unit.b, b), (unit.res, res)):
                         ctx.set(port[lane], int(values[cycle, lane]))
             await ctx.tick()
-            assert ctx.get(unit.q_valid) == (cycle + 1 >= Requant.LATENCY)
+            assert ctx.get(unit.q_valid) == (cycle + 1 >= unit.latency)
             if ctx.get(unit.q_valid):
                 assert ctx.get(unit.q_tag) == len(seen) % 256
                 seen.append([ctx.get(unit.q[lane]) for lane in range(lanes)])
