@@ -20,6 +20,7 @@ from seriatim import isa
 from seriatim.config import Config, Memory
 from seriatim.csr import ACTIVITY_COUNTERS, CYCLE_COUNTERS, Counter
 from seriatim.isa import Buffer, Output, Queue, Sem
+from seriatim.sim import shiftadd
 
 BURST = 64
 """Most beats of a burst; none crosses a multiple of so many beats."""
@@ -29,6 +30,8 @@ NOTICE = 5
 """Cycles from a column tile's last step until its sum moves to the drain registers, at their end."""
 SUM_CYCLES, REQUANT_CYCLES, PACK_CYCLES = 2, 4, 4
 """Stages of the drain."""
+ENCODE_CYCLES = 1
+"""Another one, of machines that encode by thresholds."""
 RESIDUAL_CYCLES = 3
 """From the start of a residual's reading to its numbers, planes apart."""
 POOL_CYCLES = 3
@@ -549,10 +552,11 @@ class Patch:
 # Execute
 
 class Execute(Unit):
-    """CONV, POOL and MARK. `marks`: cycles that the counters which each MARK copies have counted."""
+    """CONV, POOL, MARK, FORMAT and TABLE. `marks`: cycles that the counters which each MARK copies have counted."""
 
     def __init__(self, *args):
         super().__init__(*args)
+        self.form = isa.decode(isa.encode("FORMAT"))[1]
         self.marks: list[int] = []
         self.issued = self.job = self.given = -1  # of the instruction before: last step, taken by the drain, semaphores given
         self.draining = -self.config.m  # the last column tile begins to drain
@@ -564,6 +568,10 @@ class Execute(Unit):
             self.marks.append(start + len(CYCLE_COUNTERS) - 1)
             self.given = start + MARK_CYCLES - 1
             self.queue.leave(self.given)
+        elif name in ("FORMAT", "TABLE"):
+            self.given = max(cycle, self.given) + 1
+            self.queue.leave(self.given)
+            self.form = f if name == "FORMAT" else self.form
         else:
             loaded = max(cycle, self.issued, self.job)
             self.queue.leave(loaded)
@@ -576,34 +584,39 @@ class Execute(Unit):
         self.give(f, self.given)
 
     def _tiles(self, loaded: int, f: dict) -> None:
-        """The column tiles of a CONV: the last step of each waits for the drain registers, the drain for its residual and for the
-        words of the position before."""
+        """The column tiles of a CONV: the last step of each, or in the shift-add array the first of its last word, waits for the
+        drain registers, the drain for its residual and for the words of the position before."""
         m = self.config.m
+        each, notice, word = f["a_bits"] * f["w_bits"], NOTICE, 1  # steps of a pair of words; without a gap
+        if f["engine"] == isa.Engine.SHIFT_ADD:
+            each, notice = shiftadd.steps(f, self.form), NOTICE + max(self.config.shift_a_bits, self.config.shift_w_bits)
+            word = shiftadd.word_steps(f, self.form)
         psum, raw = f["output"] == Output.PSUM, f["output"] == Output.INT32
         words = self.config.raw_words if raw else f["out_planes"]
         planes = 0 if psum else f["res_planes"]
-        steps = f["kh"] * f["kw"] * f["nc"] * f["a_bits"] * f["w_bits"]
+        steps = f["kh"] * f["kw"] * f["nc"] * each
         tiles, every = f["ny"] * f["nx"] * f["ng"], 1 if psum or raw else f["ng"]
         early = max(0, m - NOTICE - 1)  # the registers are free for a sum under way from this row on
         reading = RESIDUAL_CYCLES + planes if planes else 0
-        pace = max(NOTICE + 1 + early, reading, 0 if psum else -(-words // every))  # at fewer steps a tile, the array waits
+        pace = max(notice + word + early, reading, 0 if psum else -(-words // every))  # at fewer steps a tile, the array waits
         issued, ready, emitted = loaded, self.job + max(1, reading), 0
         tile = 0
         while tile < tiles:
             tile += 1
-            issued = max(issued + steps, self.draining + early)
+            issued = max(issued + steps, self.draining + early + word - 1)
             emits = not psum and tile % every == 0
-            self.draining = max(issued + NOTICE + 1, ready, emitted if emits else 0)
+            self.draining = max(issued + notice + 1, ready, emitted if emits else 0)
             ready = self.draining + max(m, reading)
             if emits:
                 emitted = self.draining + words
-            if steps >= pace and self.draining == issued + NOTICE + 1 and tile % every == 0:
+            if steps >= pace and self.draining == issued + notice + 1 and tile % every == 0:
                 issued += (tiles - tile) * steps  # nothing waits any more
-                self.draining = issued + NOTICE + 1
+                self.draining = issued + notice + 1
                 break
         self.issued = issued
         rows = m - 1 + SUM_CYCLES
-        self.given = self.draining + 1 + (rows if psum else rows + REQUANT_CYCLES + PACK_CYCLES + words - 1)
+        requant = REQUANT_CYCLES + (ENCODE_CYCLES if self.config.shift_lanes else 0)
+        self.given = self.draining + 1 + (rows if psum else rows + requant + PACK_CYCLES + words - 1)
 
 
 # Store

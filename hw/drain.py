@@ -52,7 +52,11 @@ class Drain(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         c = config
-        shift = {"shift_row_en": Out(1), "shift_x": In(c.acc_bits).array(c.n), "thresholds": In(signed(32)).array(isa.THRESHOLDS)} if c.shift_lanes else {}
+        shift = {
+            "shift_row_en": Out(1),
+            "shift_x": In(c.acc_bits).array(c.n),
+            "thresholds": In(signed(32)).array(isa.THRESHOLDS),
+        } if c.shift_lanes else {}
         super().__init__(shift | {
             "job_valid": In(1),
             "job_ready": Out(1),

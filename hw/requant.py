@@ -9,8 +9,8 @@ RES_BITS = 17
 
 
 class Requant(wiring.Component):
-    """q = clip((m * acc + m2 * res + b) >> shift, lo, hi) in `lanes` lanes; with `encode`, of `thresholds` thresholds (if that is not
-    0) the number of those that are not above q, in its place.
+    """q = clip((m * acc + m2 * res + b) >> shift, lo, hi) in `lanes` lanes. Where there are thresholds, `encode` puts the number
+    of those that are not above q in its place.
 
     Products and sum are 64 bits (the compiler proves that they fit); the shift is arithmetic and rounds down.
     Throughput: one row a cycle. Latency: `latency` cycles. What all lanes share, `m2`, `shift`, `lo` and `hi`, holds while a row
@@ -86,8 +86,8 @@ class Requant(wiring.Component):
         return m
 
     def _product(self, m, acc):
-        """m * acc modulo 2^64. An accumulator of more than 32 bits is multiplied in halves: no simulator's word holds a product of
-        more than 64 bits."""
+        """m * acc modulo 2^64. An accumulator of more than 32 bits is multiplied in halves: simulators are slow with
+        products of more than 64 bits."""
         if self.acc_bits == 32:
             return m * acc
         low, high = acc[:32], acc[32:].as_signed()

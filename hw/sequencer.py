@@ -28,8 +28,9 @@ class Slices:
     Members
     -------
     starts, whole_codes : the instruction that is being loaded is one; takes activations as whole codes.
-    on : the running one is. first, last : slice of its word.
-    a_plane, w_plane : planes, counted from the most significant, that come with this slice: one a step, the least significant first.
+    on : the running one is.
+    first, last : slice of its word.
+    a_plane, w_plane : planes, counted from the most significant, that come with this slice, the least significant first.
     """
 
     def __init__(self, config: Config, form, is_pool, conv, reg):
@@ -45,12 +46,13 @@ class Slices:
         self.members = {name: reg(name, 1, value) for name, value in (
             ("a_log", conv.a_kind == Kind.LOG), ("a_int", conv.a_kind == Kind.INT), ("w_log", conv.w_kind == Kind.LOG),
             ("w_int", conv.w_kind == Kind.INT), ("w_table", conv.w_kind == Kind.CODEBOOK), ("by_planes", by_planes))}
-        self.members |= {"a_top": reg("a_top", 3, conv.a_bits - 1), "w_top": reg("w_top", 3, conv.w_bits - 1), "slice": self.slice}
+        tops = {f"{side}_top": reg(f"{side}_top", 3, conv[f"{side}_bits"] - 1) for side in "aw"}
+        self.members |= tops | {"slice": self.slice}
         self.a_plane, self.w_plane = ((self.members[name] - self.slice)[:3] for name in ("a_top", "w_top"))
         self.step = shift_step(config)
 
     def send(self, m: Module, sequencer: "Sequencer", a_plane, first, last):
-        """Sends a step on its way. Returns whether it has an act word, and a wgt word, and is one of the shift-add array's: registers.
+        """Sends a step on its way. Returns registers: is it the shift-add array's, has it an act word, a wgt word; the step.
         """
         on, act, wgt = (Signal(name=f"sent_{name}", reset_less=True) for name in ("shift", "act", "wgt"))
         step = Signal(self.step, name="shift_step", reset_less=True)

@@ -1,8 +1,8 @@
 """The shift-add array: M x N sums of products of log, linear and codebook codes, `shift_lanes` lanes a cycle.
 
-Codes come as bit planes, a plane of K lanes a step, as for the bit-serial array. Each plane has a shift register that is loaded
-when its word comes and then gives `shift_lanes` lanes a step, for as many steps as a word has slices: by then the next word's plane
-is there. So planes are a step apart from each other; delay lines bring the bits of a code together.
+Codes come as bit planes, a plane of K lanes a step, as for the bit-serial array. Each plane has a shift register that is
+loaded when its word comes and then gives `shift_lanes` lanes a step, for as many steps as a word has slices: by then the next
+word's plane is there. So planes are a step apart from each other; delay lines bring the bits of a code together.
 """
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
@@ -93,8 +93,8 @@ class ShiftAdd(wiring.Component):
     one accumulator serves all classes, exactly: sum over i of C_i acc_i with acc_i the sum of class i.
 
     Throughput: one step a cycle. The steps of a word come without gaps: one for each slice, and no fewer than there are planes.
-    Latency: a step of cycle t is in the sums after cycle t + `lag` + 2; if it was the last, they move to the drain registers at the
-    end of cycle t + `lag` + 3 (`filled`), from where `row` reads a row, one cycle later.
+    Latency: a step of cycle t is in the sums after cycle t + `lag` + 2; if it was the last, they move to the drain registers at
+    the end of cycle t + `lag` + 3 (`filled`), from where `row` reads a row, one cycle later.
 
     Members
     -------

@@ -18,9 +18,14 @@ def by_planes(f) -> bool:
     return f["w_kind"] == Kind.CODEBOOK and f["a_kind"] != Kind.LOG
 
 
+def word_steps(f, form) -> int:
+    """Steps for a pass over a pair of words."""
+    return max(form["slices"], f["a_bits"], f["w_bits"])
+
+
 def steps(f, form) -> int:
     """Steps for a pair of words."""
-    return max(form["slices"], f["a_bits"], f["w_bits"]) * (f["a_bits"] if by_planes(f) else 1)
+    return word_steps(f, form) * (f["a_bits"] if by_planes(f) else 1)
 
 
 def largest_shift(f, form, config: Config) -> int:
@@ -52,7 +57,7 @@ def refusal(f, form, config: Config) -> str | None:
 
 
 def _classes(planes: np.ndarray, kind: int, signed: int, step: int, table: np.ndarray, classes: int) -> dict[int, np.ndarray]:
-    """Shifted values (int64) of codes whose planes (MSB first) are the first axis, for each residue class that occurs."""
+    """Shifted values (int64) of codes whose planes (MSB first) are the first axis, by residue class."""
     bits = len(planes)
     code = np.tensordot(1 << np.arange(bits - 1, -1, -1), planes.astype(np.int64), axes=1)
     top = code >> (bits - 1)
@@ -78,8 +83,8 @@ def _product(a: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def sums(act: np.ndarray, wgt: np.ndarray, f, form, table: np.ndarray, config: Config) -> np.ndarray:
-    """Sums (positions, columns), modulo 2^acc_bits, of products over the last axis of act planes (plane, positions, lanes) and wgt
-    planes (plane, columns, lanes)."""
+    """Sums (positions, columns), modulo 2^acc_bits, of products over the last axis of act planes (plane, positions, lanes) and
+    wgt planes (plane, columns, lanes)."""
     classes = config.shift_classes
     acts = _classes(act, f["a_kind"], form["a_signed"], form["a_step"], table, classes)
     wgts = _classes(wgt, f["w_kind"], form["w_signed"], form["w_step"], table, classes)

@@ -14,6 +14,7 @@ import random_programs as programs
 from seriatim import isa
 from seriatim.csr import Cause
 from seriatim.errors import MachineError
+from seriatim.formats import Kind
 from seriatim.isa import Buffer, Output, Queue, Sem
 from seriatim.sim.isasim import Machine, Stop
 
@@ -24,7 +25,8 @@ NEVER = Sem.WGT_READY, Sem.PRM_READY, Sem.RES_READY, Sem.WGT_FREE, Sem.PRM_FREE
 """Semaphores that no random program signals."""
 MOST_TOKENS = (1 << isa.SEM_BITS) - 1
 MAKERS = {"LOAD": programs._load, "FILL": programs._fill, "PATCH": programs._patch, "CONV": programs._conv,
-          "POOL": programs._pool, "STORE": programs._store, "MARK": programs._mark}
+          "POOL": programs._pool, "STORE": programs._store, "MARK": programs._mark,
+          "FORMAT": programs._format, "TABLE": programs._table}
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,8 @@ def _unit_rules():
                columns)
     yield rule("mask", Cause.ILLEGAL_FIELD, "FILL", lambda rng, f: dict(mask=f["mask"] | 1 << int(rng.integers(CONFIG.m, 32))))
     yield rule("column tiles", Cause.ILLEGAL_FIELD, "CONV", _any(ng=(CONFIG.tiles_per_word + 1, 255)))
-    yield rule("engine", Cause.UNSUPPORTED, "CONV", _any(engine=(1, 1)))
+    yield rule("engine", Cause.UNSUPPORTED, "CONV", _any(engine=(1, 1)), lambda f: max(f["a_kind"], f["w_kind"]) < Kind.LOG)
+    yield rule("slices", Cause.ILLEGAL_FIELD, "FORMAT", _any(slices=(CONFIG.k // CONFIG.shift_lanes + 1, 511)))
     for field in ("a_kind", "w_kind"):
         yield rule(field, Cause.UNSUPPORTED, "CONV", _any(**{field: (3, 7)}))
     for buffer in Buffer:
@@ -243,11 +246,12 @@ def _unit_rules():
     yield rule("beyond a segment", Cause.BUFFER_RANGE, "PATCH",
                lambda rng, f: dict(width=int(rng.integers(20, 4000)), sw=int(rng.integers(20, 256)), seg_bytes=64),
                lambda f: f["y_pitch"] == 0 and f["dram"] == f["dram"] // 64 * 64 and f["x0"] >= 0)
-    for field, holds in (("act_base", lambda f: True), ("wgt_base", lambda f: True), ("prm_base", lambda f: f["output"] < 2),
+    for field, holds in (("act_base", lambda f: True), ("wgt_base", lambda f: True),
+                         ("prm_base", lambda f: f["output"] != Output.PSUM),
                          ("out_base", lambda f: f["output"] == Output.PLANES),
                          ("out_base", lambda f: f["output"] == Output.INT32),
-                         ("res_base", lambda f: f["output"] < 2 and f.get("res_planes")),
-                         ("psum_base", lambda f: f["output"] < 2 and f["psum_add"]),
+                         ("res_base", lambda f: f["output"] != Output.PSUM and f.get("res_planes")),
+                         ("psum_base", lambda f: f["output"] != Output.PSUM and f["psum_add"]),
                          ("psum_base", lambda f: f["output"] == Output.PSUM)):
         yield rule(f"{field} beyond", Cause.BUFFER_RANGE, "CONV", _any(**{field: word}), holds)
     yield rule("strides beyond ACT", Cause.BUFFER_RANGE, "CONV", _one(sy=word, sx=word, sg=word, skh=word, skw=word, sc=(0, 255)))
@@ -282,7 +286,7 @@ def draw(seed: int) -> Case:
     memory = programs._memory(rng)
     chosen = programs._setup() if rule.decoded or rng.random() < 0.9 else []
     for _ in range(rng.integers(0, 9) if chosen else 0):  # without the setup, buffers hold what the last program left
-        name = str(rng.choice(["LOAD", "FILL", "PATCH", "CONV", "CONV", "POOL", "STORE", "STORE", "MARK"]))
+        name = str(rng.choice(["LOAD", "FILL", "PATCH", "CONV", "CONV", "POOL", "STORE", "STORE", "MARK", "FORMAT", "TABLE"]))
         chosen.append((name, _legal(rng, name)))
     made = rule.make(rng)
     if rule.decoded:

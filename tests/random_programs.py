@@ -13,11 +13,11 @@ from seriatim.config import Config
 from seriatim.csr import Cause
 from seriatim.errors import MachineError, ProgramError
 from seriatim.formats import Kind
-from seriatim.isa import Buffer, Output, Queue, Sem
+from seriatim.isa import TABLE_PART, Buffer, Engine, Output, Queue, Sem, Table
 from seriatim.sim.isasim import Machine, Stop
 
 CONFIG = Config(2, 4, 32, 32, act_words=512, wgt_words=160, prm_words=24, res_words=64, out_words=64, psum_words=64,
-                line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2)
+                line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2, shift_lanes=4)
 SIZE = 0x10000
 PROGRAM = 0xA000
 READ, WRITE = (0x1000, 0x4000), (0x5000, 0xA000)
@@ -178,7 +178,7 @@ def _conv(rng) -> tuple[str, dict]:
     base = pick(0, 200)
     f |= dict(act_base=base, sy=pick(0, 60), sx=pick(0, 20), sg=pick(0, 4) * pick(0, 12), skh=pick(0, 60), skw=pick(0, 20),
               sc=pick(0, 17), a_kind=pick(0, 3), w_kind=pick(0, 3), wgt_base=pick(0, 60), wgt_g=pick(0, 10), wgt_tap=pick(0, 12),
-              output=int(rng.choice([0, 0, 0, 1, 2])), psum_add=pick(0, 2), psum_base=pick(0, 20), prm_base=pick(0, 20),
+              output=int(rng.choice([0, 0, 0, 1, 2, 3])), psum_add=pick(0, 2), psum_base=pick(0, 20), prm_base=pick(0, 20),
               out_base=pick(0, 30), out_planes=pick(1, 17))
     f["shift"] = int(np.clip(_b_bits(f["prm_base"]) - pick(1, 14), 0, 63)) if rng.random() < 0.9 else pick(0, 64)
     f |= _ring(rng, base, f["sy"], f["skh"])
@@ -188,6 +188,27 @@ def _conv(rng) -> tuple[str, dict]:
     bits = pick(1, 32)
     lo, hi = sorted((pick(-(1 << bits), 1 << bits), pick(-(1 << bits), 1 << bits)))
     return "CONV", f | dict(lo=max(lo, -(1 << 31)), hi=min(hi, (1 << 31) - 1))
+
+
+def _shift_conv(rng) -> tuple[str, dict]:
+    """Of the shift-add engine, whatever the format: the machine may refuse it."""
+    _, f = _conv(rng)
+    kinds = [int(k) for k in rng.choice((Kind.UINT, Kind.INT, Kind.LOG, Kind.LOG, Kind.CODEBOOK), 2)]
+    bits = dict(a_bits=min(f["a_bits"], CONFIG.shift_a_bits), w_bits=min(f["w_bits"], CONFIG.shift_w_bits))
+    return "CONV", f | bits | dict(engine=Engine.SHIFT_ADD, a_kind=kinds[0], w_kind=kinds[1], output=int(rng.integers(0, 4)))
+
+
+def _format(rng) -> tuple[str, dict]:
+    steps = {f"{side}_step": int(rng.choice((1, 1, 2, 8))) for side in "aw"}
+    return "FORMAT", steps | dict(a_signed=int(rng.integers(2)), w_signed=int(rng.integers(2)), scaled=int(rng.integers(2)),
+                                  slices=int(rng.integers(1, CONFIG.k // CONFIG.shift_lanes + 1)))
+
+
+def _table(rng) -> tuple[str, dict]:
+    table = int(rng.integers(2))
+    most = 1 << int(rng.choice((15, 5) if table == Table.VALUES else (31, 10, 4)))
+    entries = {f"entry_{i}": int(value) for i, value in enumerate(np.sort(rng.integers(-most, most, TABLE_PART)))}
+    return "TABLE", entries | dict(table=table, half=int(rng.integers(2)))
 
 
 def _pool(rng) -> tuple[str, dict]:
@@ -236,7 +257,7 @@ def draw(seed: int, illegal: float = 0.1) -> Case:
     for name, fields in _setup():
         assert take(name, fields), name
     wanted = len(chosen) + int(rng.integers(3, 12))
-    makers = (_load, _load, _fill, _patch, _conv, _conv, _conv, _pool, _store, _mark)
+    makers = (_load, _load, _fill, _patch, _conv, _conv, _shift_conv, _shift_conv, _format, _table, _pool, _store, _mark)
     refused = None
     while len(chosen) < wanted:
         maker = makers[rng.integers(len(makers))]

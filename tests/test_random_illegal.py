@@ -17,7 +17,7 @@ from seriatim.sim.session import Program
 
 programs = illegal.programs
 
-COUNT = 1000
+COUNT = 1080
 """Random illegal programs of `make test`."""
 LEAST = 7
 """Programs of each rule among them."""

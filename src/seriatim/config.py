@@ -34,7 +34,7 @@ class Config:
     marks : layers whose counters the profile memory holds; 0 leaves it out.
     queue : instructions that each of the load, execute and store queues holds.
     outstanding : AXI bursts in flight each way.
-    shift_lanes : lanes of each of the M x N sums of the shift-add array; 0: there is none, and the others of its members mean nothing.
+    shift_lanes : lanes of each of the M x N sums of the shift-add array; 0: there is none, and its other members mean nothing.
     shift_a_bits, shift_w_bits : widest codes of activations and weights that it takes.
     shift_span : largest shift of a product, in octaves.
     shift_classes : residue classes of an octave.
@@ -91,8 +91,8 @@ class Config:
             _require(2 <= getattr(self, name) <= 8, f"{name}={getattr(self, name)}: codes of 2 to 8 bits")
         least = max(self.shift_a_bits, self.shift_w_bits)
         _require(self.shift_lanes > 0 and self.k % self.shift_lanes == 0 and self.k // self.shift_lanes >= least,
-                 f"shift_lanes={self.shift_lanes} with k={self.k}: it divides K into at least {least} slices, since a plane a cycle "
-                 "is read")
+                 f"shift_lanes={self.shift_lanes} with k={self.k}: it divides K into at least {least} slices, since a cycle "
+                 "reads one plane")
         _require(1 <= self.shift_span <= 40, f"shift_span={self.shift_span}: 1 to 40 octaves")
         _require(self.shift_classes in (1, 2, 4, 8), f"shift_classes={self.shift_classes}: 1, 2, 4 or 8")
         _require(32 <= self.shift_acc_bits <= 48, f"shift_acc_bits={self.shift_acc_bits}: 32 to 48")

@@ -234,8 +234,8 @@ the highest significance
 down, shifting the accumulators left when it drops. Where the act kind is bipolar, invalid words contribute 0.
 
 With engine BIT_SERIAL all K lanes of a word count, and neither kind may be log or codebook. With SHIFT_ADD the first
-slices * shift_lanes do, `FORMAT` says what log codes mean, and one of the kinds at least is log, or the weights are a codebook; the
-others are uint or int. Sums are modulo 2^acc_bits.
+slices * shift_lanes do, FORMAT says what log codes mean, and one of the kinds at least is log, or the weights are a
+codebook; the others are uint or int. Its sums are modulo 2^shift_acc_bits.
 
 If psum_add, word psum_base + (p * ng + g) * M + m of the psum memory is added to acc[m]. Then, by `output`:
 
@@ -316,11 +316,11 @@ A layer begins: the counters are copied to row `layer` of the profile memory, on
         Field("layer", 8, "Number of the layer."),
     )),
     Instr("FORMAT", 9, Queue.EXEC, """\
-How the shift-add engine reads codes from here on; takes effect while nothing executes. (At the start of a program all fields have
-their least values.) A log code is 0 for the value 0, otherwise its magnitude is C(k mod shift_classes) << k div shift_classes, with
-k = step * (code - 1); if signed its top bit is a sign and no part of the code. The product of two logs has the sum of their k. C is 1,
-or with `scaled` round(2^(i / shift_classes) 2^14) for class i: once in each product. A codebook's code c stands for entry c of the table
-VALUES, codes from 16 on for 0. A product's shift may not exceed shift_span.""", (
+How the shift-add engine reads codes from here on; takes effect while nothing executes. (At the start of a program all fields
+have their least values.) A log code of 0 is the value 0, any other C(k mod shift_classes) << (k div shift_classes), where
+k = step * (code - 1); if signed its top bit is a sign and no part of the code. The product of two logs has the sum of their k.
+C(i) is 1, or with `scaled` round(2^(i / shift_classes) 2^14), once in each product. A codebook's code c stands for entry c of the
+table VALUES, codes from 16 on for 0. No product of the formats may be shifted by more than shift_span.""", (
         Field("a_signed", 1, "Log activations have a sign."),
         Field("a_step", 6, "Step of log activations, in 1 / shift_classes octaves.", lo=1),
         Field("w_signed", 1, "Log weights have a sign."),
@@ -329,8 +329,8 @@ VALUES, codes from 16 on for 0. A product's shift may not exceed shift_span.""",
         Field("slices", 9, "Slices of shift_lanes lanes of a word that count.", lo=1),
     )),
     Instr("TABLE", 10, Queue.EXEC, """\
-Sets half a table, while nothing executes. (At the start of a program all entries are 0.) VALUES has 16 entries, whose low 16 bits
-count, as signed numbers; THRESHOLDS has 15, the last of 16 does not count.""", (
+Sets half a table, while nothing executes. (At the start of a program all entries are 0.) VALUES has 16 entries, whose low 16
+bits count, as signed numbers; THRESHOLDS has 15, the last of the 16 does not count.""", (
         Field("table", 1, "A Table."),
         Field("half", 1, "0: entries 0 to 7, 1: entries 8 to 15."),
         *(Field(f"entry_{i}", 32, f"Entry {i} of the half.", signed=True) for i in range(TABLE_PART)),

@@ -98,7 +98,9 @@ def test_slow_memory_takes_longer_in_the_same_program():
 
 def test_constants_are_the_hardwares():
     assert (model.BURST, model.AHEAD, model.NOTICE) == (axi.BURST, fetch.AHEAD, Drain.NOTICE)
-    assert (model.SUM_CYCLES, model.REQUANT_CYCLES, model.PACK_CYCLES) == (Drain.SUM_CYCLES, Requant.LATENCY, Packer.LATENCY)
+    assert (model.SUM_CYCLES, model.PACK_CYCLES) == (Drain.SUM_CYCLES, Packer.LATENCY)
+    assert model.REQUANT_CYCLES == Requant(1, 1).latency
+    assert model.REQUANT_CYCLES + model.ENCODE_CYCLES == Requant(1, 1, thresholds=15).latency
     assert model.MARK_CYCLES == Counters.OWN
     assert (model.CHUNK, model.PLANES) == (patch.CHUNK, patch.PLANES)
 

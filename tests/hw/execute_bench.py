@@ -248,9 +248,11 @@ def random_kinds(rng, c: Config) -> dict:
 
 def random_format(rng, c: Config) -> dict:
     most = c.k // c.shift_lanes
-    return dict(a_signed=int(rng.integers(2)), a_step=int(rng.choice((1, 1, 2, c.shift_classes, 7))), w_signed=int(rng.integers(2)),
-                w_step=int(rng.choice((1, 1, 2, c.shift_classes, 9))), scaled=int(rng.integers(2)) if c.shift_classes > 1 else 0,
-                slices=int(rng.choice((1, most, most, rng.integers(1, most + 1)))), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)))
+    steps = {f"{side}_step": int(rng.choice((1, 1, 2, c.shift_classes, 7))) for side in "aw"}
+    return steps | dict(a_signed=int(rng.integers(2)), w_signed=int(rng.integers(2)),
+                        scaled=int(rng.integers(min(2, c.shift_classes))),
+                        slices=int(rng.choice((1, most, most, rng.integers(1, most + 1)))),
+                        signal=int(rng.integers(0, 1 << isa.SEM_COUNT)))
 
 
 def random_table(rng) -> dict:
@@ -271,7 +273,8 @@ def random_conv(rng, c: Config, form: dict | None = None) -> dict:
                  sx=int(rng.integers(0, 12)),
                  sg=pick(0, 0, 3), skh=int(rng.integers(0, 40)), skw=int(rng.integers(0, 12)), sc=pick(1, 4, 8),
                  a_kind=pick(0, 1, 2), w_kind=pick(0, 1, 2), a_bits=pick(1, 1, 2, 3, 8), w_bits=pick(1, 1, 2, 3, 9),
-                 output=pick(*(o for o in Output if o is not Output.CODES or c.shift_lanes)), psum_add=pick(0, 0, 1), out_planes=pick(1, 2, 4, 8, 16),
+                 output=pick(*list(Output)[:None if c.shift_lanes else 3]), psum_add=pick(0, 0, 1),
+                 out_planes=pick(1, 2, 4, 8, 16),
                  res_planes=pick(0, 0, 1, 4, 8, 16), res_signed=pick(0, 1), res_pitch=pick(0, 1, 8, 16),
                  m2=int(rng.integers(-1 << 31, 1 << 31)),
                  shift=int(rng.integers(0, 64)), signal=int(rng.integers(0, 1 << isa.SEM_COUNT)),
