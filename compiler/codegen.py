@@ -47,7 +47,7 @@ def _constants(job: Job, memory: _Segments, config: Config) -> None:
     before = memory.size
     for unit in job.work.units:
         for i, segment in enumerate(job.plan.segments[unit.index]):
-            data = layout.pack_weights(job.weights(unit, segment), job.w_bits, config)
+            data = layout.pack_weights(job.weights(unit, segment), job.codes.bits, config)
             job.weight_at[unit.index, i] = memory.add(data)
     job.weights = None
     job.weight_bytes = memory.size - before

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from seriatim.compiler import layout, schedule
+from seriatim.compiler import engines, layout, schedule
 from seriatim.compiler.jobs import Job
 from seriatim.compiler.program import Place
 from seriatim.compiler.strips import STRIPS, View, runs
 from seriatim.compiler.tiler import Chunk, Part, Segment, Unit
 from seriatim.formats import Kind
-from seriatim.isa import Buffer, Engine, Output
+from seriatim.isa import Buffer, Output
 
 
 class Cache:
@@ -93,6 +93,9 @@ class Emitter:
     def emit(self) -> int:
         """Index of the layer's last store."""
         plan = self.plan
+        if self.job.kind == "conv":
+            for name, fields in engines.settings(self.job.codes, self.job.layer.requant.thresholds):
+                self.builder.set(name, fields)
         if plan.mode == "ring":
             self.ring_base = self.builder.reserve(Buffer.ACT, plan.ring_words)
         for index, (wave, part, x_tile) in enumerate(plan.strips()):
@@ -182,7 +185,7 @@ class Emitter:
                 fields |= self._result_fields(unit, chunk, strip, index, base, used)
             else:
                 fields |= dict(output=Output.PSUM)
-            cycles = positions * unit.tiles * segment.words * work.a_bits * work.w_bits
+            cycles = positions * unit.tiles * segment.words * work.each
             execute = builder.execute("CONV", fields, used, (base, base + positions * words) if last else None, cycles)
         self._store(strip, unit, chunk, words, base, execute, wanted)
 
@@ -193,16 +196,17 @@ class Emitter:
         per_tile = work.w_bits if work.shared else segment.words * work.w_bits
         span = unit.tiles * per_tile
         used[Buffer.WGT] = [(base, base + span)]
-        return dict(engine=Engine.BIT_SERIAL, ng=unit.tiles, nc=segment.c1 - segment.c0, sc=work.planes, a_kind=job.a_kind,
-                    a_bits=work.a_bits, w_kind=job.w_kind, w_bits=work.w_bits, wgt_base=base, wgt_g=per_tile, wgt_tap=each)
+        return dict(engine=job.codes.engine, ng=unit.tiles, nc=segment.c1 - segment.c0, sc=work.planes, a_kind=job.a_kind,
+                    a_bits=work.a_bits, w_kind=job.codes.kind, w_bits=work.w_bits, wgt_base=base, wgt_g=per_tile, wgt_tap=each)
 
     def _result_fields(self, unit: Unit, chunk: Chunk, strip, index: int, base: int, used) -> dict:
         job, q = self.job, self.job.layer.requant
         prm = self._params(unit, index)
         used[Buffer.PRM] = [(prm, prm + unit.tiles)]
         raw = job.layer.out.format is None
-        fields = dict(output=Output.INT32 if raw else Output.PLANES, prm_base=prm, out_base=base,
-                      out_planes=1 if raw else job.layer.out.format.bits, shift=q.shift, lo=q.lo, hi=q.hi)
+        output = Output.INT32 if raw else Output.PLANES if q.thresholds is None else Output.CODES
+        fields = dict(output=output, prm_base=prm, out_base=base,
+                      out_planes=1 if raw else job.layer.out.format.bits, shift=q.shift, lo=q.lo, hi=job.hi)
         if job.res is not None:
             planes = job.res.format.bits
             words = chunk.positions * planes

@@ -7,7 +7,8 @@ tensor, and each computes one of
     MaxPool   out = max of the codes of a window            padding is the smallest code
     SumPool   out = requant(sum of the values of a window)  padding contributes 0
 
-`requant(acc, res) = clip((m * acc + m2 * value(res) + b) >> shift, lo, hi)`, 64 bits, floor. A reader that is narrower than the
+`requant(acc, res) = clip((m * acc + m2 * value(res) + b) >> shift, lo, hi)`, 64 bits, floor; with thresholds, the number of those
+that are not above it. The product of two log values has the sum of their exponents. A reader that is narrower than the
 tensor takes its top planes (`x_read`).
 """
 
@@ -17,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from seriatim.formats import Format
+from seriatim.formats import Format, Kind, residue_factor
 
 INT32 = (-(1 << 31), (1 << 31) - 1)
 Pair = tuple[int, int]
@@ -54,7 +55,7 @@ class Tensor:
 @dataclass(frozen=True, eq=False)
 class Requant:
     """Parameters of requantisation: `m` int32 and `b` int64, both `(C,)`, or `(C | 1, H, W)` where the window's share of padding
-    decides (sum pools only)."""
+    decides (sum pools only). `thresholds`: ascending int32, for outputs whose levels are not evenly spaced."""
 
     m: np.ndarray
     b: np.ndarray
@@ -62,6 +63,7 @@ class Requant:
     lo: int
     hi: int
     m2: int = 0
+    thresholds: np.ndarray | None = None
 
     @property
     def per_position(self) -> bool:
@@ -230,6 +232,8 @@ class Region:
 
 def read(codes: np.ndarray, stored: Format, reader: Format) -> np.ndarray:
     """int64 values that a reader of the top planes of `codes` sees."""
+    if not reader.linear:
+        return np.array(reader.values, np.int64)[codes]
     return reader.value(codes.astype(np.int64) >> (stored.bits - reader.bits))
 
 
@@ -263,8 +267,30 @@ def convolve(x: np.ndarray, w: np.ndarray, stride: Pair, padding: Padding, dilat
     return out
 
 
+def log_parts(values: np.ndarray, fmt: Format, residues: int) -> tuple[np.ndarray, np.ndarray]:
+    """(+-2^octave, residue class), int64, of values of a log format in 1 / `residues` octaves; 0 for the value 0."""
+    code = np.searchsorted(fmt.magnitudes, np.abs(values.astype(np.int64)))
+    k = np.maximum(code - 1, 0) * (fmt.step * residues // fmt.residues)
+    return np.where(code > 0, np.sign(values) << k // residues, 0), k % residues
+
+
+def accumulate(x: np.ndarray, x_read: Format, w: np.ndarray, w_format: Format, *geometry) -> np.ndarray:
+    """int64 accumulators of a convolution of values; `geometry` is (stride, padding, dilation, groups)."""
+    residues = max(x_read.residues, w_format.residues)
+    if residues == 1 or not x_read.kind is w_format.kind is Kind.LOG:
+        return convolve(x, w, *geometry)
+    total = 0
+    (a, a_class), (w, w_class) = log_parts(x, x_read, residues), log_parts(w, w_format, residues)
+    for i in np.unique(a_class):
+        for j in np.unique(w_class):
+            octave, residue = divmod(int(i + j), residues)
+            part = convolve(np.where(a_class == i, a, 0), np.where(w_class == j, w, 0), *geometry)
+            total = total + part * (residue_factor(residue, residues) << octave)
+    return total
+
+
 def _run(layer: Layer, tensors: dict[str, np.ndarray]) -> np.ndarray:
-    from seriatim.sim.requant import requant  # the one definition of requantisation; `sim` is not needed to describe a region
+    from seriatim.sim.requant import encode, requant  # their one definition; `sim` is not needed to describe a region
 
     x = tensors[layer.x.name]
     if isinstance(layer, MaxPool):
@@ -274,12 +300,13 @@ def _run(layer: Layer, tensors: dict[str, np.ndarray]) -> np.ndarray:
     if isinstance(layer, SumPool):
         acc = windows(values, layer.kernel, layer.stride, layer.padding, layer.dilation, 0).sum(axis=(4, 5))
     else:
-        acc = convolve(values, layer.w, layer.stride, layer.padding, layer.dilation, layer.groups)
+        acc = accumulate(values, layer.x_read, layer.w, layer.w_format, layer.stride, layer.padding, layer.dilation, layer.groups)
         if layer.res is not None:
             res = read(tensors[layer.res.name], layer.res.format, layer.res.format)
     q = layer.requant
     m, b = (p if p.ndim == 3 else p.reshape(-1, 1, 1) for p in (q.m, q.b))
-    return requant(acc, m, b, q.shift, q.lo, q.hi, res=res, m2=q.m2)
+    out = requant(acc, m, b, q.shift, q.lo, q.hi, res=res, m2=q.m2)
+    return out if q.thresholds is None else encode(out, q.thresholds)
 
 
 def interpret(region: Region, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

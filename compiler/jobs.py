@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from seriatim.compiler import ir, layout, tiler
+from seriatim.compiler import engines, ir, layout, tiler
 from seriatim.compiler.tiler import Axis, Plan, Segment, Unit, Work
 from seriatim.config import Config
 from seriatim.errors import CompileError
 from seriatim.formats import Format, Kind
+from seriatim.isa import Engine
 
 IMAGE_PLANES = 8
-MAX_WEIGHT_BITS = 9
 INT32, INT64 = 31, 63
 
 
@@ -25,7 +25,8 @@ class Job:
     kind : `conv` or `max`.
     a_kind, a_bits, a_skip : the input's format, planes used, and planes above them that are not.
     pad, pad_valid : what padding holds.
-    w_kind, w_bits : of the weights as stored. weights : codes (outputs, taps, lanes) of a unit and segment.
+    weights : codes (outputs, taps, lanes) of a unit and segment.
+    codes : the weights as the engine that runs the layer takes them. hi : the upper bound of requantisation.
     params : (m, b) of every output channel, for each class of positions. classes : class of each output position, or None.
     tail_zero : whether lanes beyond the output's channels hold 0.
     split : images that each image counts as, one for each of its channel words.
@@ -42,8 +43,8 @@ class Job:
     a_skip: int = 0
     pad: int = 0
     pad_valid: int = 1
-    w_kind: Kind = Kind.UINT
-    w_bits: int = 0
+    codes: engines.Codes | None = None
+    hi: int = 0
     weights: Callable[[Unit, Segment], np.ndarray] | None = None
     params: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     classes: np.ndarray | None = None
@@ -71,22 +72,6 @@ def _fold(layer: ir.Conv, config: Config) -> tuple[tuple[int, int, int], tuple[i
     columns = min((d for d in range(1, total + 1) if total % d == 0),
                   key=lambda d: (-(-total // d // config.m) * d, abs(d - w)))
     return (1, total // columns, columns), (1, total // columns, columns)
-
-
-def _encode(name: str, w: np.ndarray, fmt: Format, zeros: bool) -> tuple[Kind, int, np.ndarray]:
-    """Kind, bits and codes of weights. `zeros`: lanes that must not count hold code 0, so the format must have a zero there."""
-    if fmt.kind is Kind.BIPOLAR and not zeros:
-        return Kind.BIPOLAR, fmt.bits, (w + (1 << fmt.bits) - 1 >> 1).astype(np.uint16)
-    if fmt.kind is Kind.UINT and not fmt.zero:
-        return Kind.UINT, fmt.bits, w.astype(np.uint16)
-    if fmt.kind is Kind.INT:
-        bits = fmt.bits
-    else:
-        reach = max(int(w.max(initial=0)), -int(w.min(initial=0)) - 1)
-        bits = max(fmt.bits + 1 if fmt.kind is Kind.BIPOLAR else 1, reach.bit_length() + 1)
-    if bits > MAX_WEIGHT_BITS:
-        raise CompileError(f"{name}: weights {fmt} take {bits} planes as int, {MAX_WEIGHT_BITS} at most; use fewer bits")
-    return Kind.INT, bits, (w & (1 << bits) - 1).astype(np.uint16)
 
 
 def _narrow(name: str, what: str, value: int, bits: int) -> int:
@@ -125,8 +110,8 @@ def _units(channels: int, config: Config, reads: Callable[[int, int], tuple[int,
 def _read_format(layer, job: Job) -> None:
     """How the array reads the input's planes, and the padding."""
     stored, reader = layer.x.format, layer.x_read
-    if not (stored and reader.linear):
-        raise CompileError(f"{layer.name}: input read as {reader}: the bit-serial array takes uint, int and bipolar")
+    if not (stored and (reader.linear or reader.kind is Kind.LOG)):
+        raise CompileError(f"{layer.name}: input read as {reader}: the engines take uint, int, bipolar and log")
     planes = IMAGE_PLANES if layer.x.layout == "image" else stored.bits
     job.a_kind, job.a_bits, job.a_skip = reader.kind, reader.bits, planes - stored.bits
     job.pad, job.pad_valid = stored.zero, int(reader.kind is not Kind.BIPOLAR)
@@ -145,10 +130,12 @@ def _sum_job(layer: ir.SumPool, config: Config) -> Job:
                 _out_words(layer.out, config), shared=True)
     job = Job(layer, work, layer.x, (n, h, w), (n, oh, ow), split=split)
     _read_format(layer, job)
-    job.w_kind, job.w_bits = Kind.UINT, 1
+    job.codes = engines.choose(layer.name, np.ones((1, 1, 1, 1), np.int32), Format(Kind.UINT, 1), layer.x_read, False,
+                               min(c, config.k), engines.bound_of(layer), config)
+    job.work = replace(work, each=job.codes.steps)
     one_hot = np.eye(config.k, dtype=np.uint16)[:, None]
     job.weights = lambda unit, segment: one_hot[:unit.tiles * config.n]
-    _params(layer, job, np.full(c, layer.k, np.int64))
+    _params(layer, job, np.full(c, layer.k, np.int64), config)
     job.params = [(m[:channels], b[:channels]) for m, b in job.params]
     return job
 
@@ -169,8 +156,6 @@ def _split(layer: ir.SumPool, config: Config) -> int:
 
 
 def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int) -> Job:
-    if not w_format.linear and w_format.kind is not Kind.CODEBOOK:
-        raise CompileError(f"{layer.name}: weights in {w_format} need the shift-add engine; use int, uint or bipolar")
     image = layer.x.layout == "image"
     shape_in, shape_out = _fold(layer, config) if isinstance(layer, ir.Conv) else (
         (layer.x.shape[0], *layer.x.shape[2:]), (layer.out.shape[0], *layer.out.shape[2:]))
@@ -211,15 +196,21 @@ def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int
         safe = layer.x_read.kind is not Kind.BIPOLAR and tail_zero[layer.x.name] and not padded
     job = Job(layer, work, layer.x, shape_in, shape_out, res=res)
     _read_format(layer, job)
-    job.w_kind, job.w_bits, codes = _encode(layer.name, w, w_format, zeros or (lanes % config.k != 0 and not safe))
-    job.work = replace(work, w_bits=job.w_bits, res_planes=res.format.bits if res else 0)
+    job.codes = engines.choose(layer.name, w, w_format, layer.x_read, zeros or (lanes % config.k != 0 and not safe),
+                               min(lanes, config.k), engines.bound_of(layer), config)
+    job.work = replace(work, w_bits=job.codes.bits, each=job.codes.steps, res_planes=res.format.bits if res else 0)
+    codes = job.codes.codes
     if image:
         codes = codes.transpose(0, 2, 3, 1).reshape(outputs, lanes, 1, 1)
     job.weights = _weights_of(codes, groups, outputs, lanes, config)
+    if job.codes.lut is not None:
+        plain, lut = job.weights, job.codes.lut
+        job.weights = lambda unit, segment: lut[plain(unit, segment)]
     if layer.x_read.zero:
         reach = np.abs(w.astype(np.int64)).sum(axis=(1, 2, 3)).max() * layer.x_read.hi
-        _narrow(layer.name, "a sum of codes, zero point apart,", int(reach), INT32)
-    _params(layer, job, w.astype(np.int64).sum(axis=(1, 2, 3)))
+        serial = job.codes.engine == Engine.BIT_SERIAL
+        _narrow(layer.name, "a sum of codes, zero point apart,", int(reach), INT32 if serial else config.shift_acc_bits - 1)
+    _params(layer, job, w.astype(np.int64).sum(axis=(1, 2, 3)), config)
     return job
 
 
@@ -271,7 +262,7 @@ def _max_job(layer: ir.MaxPool, config: Config, tail_zero) -> Job:
     return job
 
 
-def _params(layer, job: Job, sums: np.ndarray) -> None:
+def _params(layer, job: Job, sums: np.ndarray, config: Config) -> None:
     """m and b with the zero point of the input and the value of residual code 0 folded in; m2; the classes of positions."""
     q, name = layer.requant, layer.name
     channels = layer.out.shape[1]
@@ -301,7 +292,8 @@ def _params(layer, job: Job, sums: np.ndarray) -> None:
             _narrow(name, "b", max(exact), INT64)
             b = exact.astype(np.int64)
         job.params.append((m, b))
-    job.tail_zero = q.lo <= 0 <= q.hi
+    job.hi = q.hi if q.thresholds is None else engines.greatest(name, layer, config)
+    job.tail_zero = q.lo <= 0 <= q.hi if q.thresholds is None else not (q.thresholds <= 0).any()
 
 
 def seg_bytes(x: ir.Tensor, axis: Axis, first: int, positions: int, config: Config) -> int:

@@ -10,7 +10,7 @@ from tvm.ir import Call, GlobalVar
 
 from seriatim.compiler.ir import Region, Tensor
 from seriatim.compiler.ops import formats, op_name, shape_of
-from seriatim.compiler.patterns import CODEGEN, INPUT_FORMATS, REQUANT_ADD, Facts, bindings_of, describe, output
+from seriatim.compiler.patterns import ADDING, CODEGEN, INPUT_FORMATS, Facts, bindings_of, describe, output
 from seriatim.formats import Format
 
 RUN = "seriatim.run"
@@ -66,7 +66,7 @@ def region_of(func: relax.Function, names: list[str], images: list[bool], facts:
         *core, root = (value for _, value in bindings_of(composite))
         core = core[0] if core else None
         first = root if core is None else core
-        res = by_param[root.args[1]] if root.op.name == REQUANT_ADD else None
+        res = by_param[root.args[1]] if root.op.name in ADDING else None
         layers.append(describe(root, core, by_param[first.args[0]], res, output(root, facts)))
         tensors[var] = layers[-1].out
     result = func.body.body

@@ -4,6 +4,7 @@
 |----------------------|--------------------------------------|
 | `seriatim.conv`      | requant(qconv2d(x, w), m, b)         |
 | `seriatim.conv_add`  | requant_add(qconv2d(x, w), res, m, b)|
+| `.._table`           | both with `_table` and thresholds    |
 | `seriatim.max_pool`  | qmaxpool2d(x)                        |
 | `seriatim.sum_pool`  | requant(qsumpool2d(x), m, b)         |
 
@@ -21,21 +22,19 @@ from tvm.relax.dpl import is_op, wildcard
 
 from seriatim.compiler import legal
 from seriatim.compiler.ir import INT32, Conv, Layer, MaxPool, Requant, SumPool, Tensor
-from seriatim.compiler.ops import PREFIX, attrs_of, formats, op_name, shape_of
+from seriatim.compiler.ops import OPS, PREFIX, attrs_of, formats, op_name, shape_of
 from seriatim.errors import CompileError, ConfigError
 from seriatim.formats import MAX_PLANES, Format, Kind
 
 CODEGEN = "seriatim"
 CONV, SUM_POOL, MAX_POOL = PREFIX + "qconv2d", PREFIX + "qsumpool2d", PREFIX + "qmaxpool2d"
 REQUANT, REQUANT_ADD = PREFIX + "requant", PREFIX + "requant_add"
-TABLES = (REQUANT + "_table", REQUANT_ADD + "_table")
-"""Requantisations to levels that are not evenly spaced."""
-
-REQUANTS = (REQUANT, REQUANT_ADD, *TABLES)
-NAMED = (*REQUANTS, MAX_POOL)
+REQUANT_TABLE, REQUANT_ADD_TABLE = REQUANT + "_table", REQUANT_ADD + "_table"
+ADDING = REQUANT_ADD, REQUANT_ADD_TABLE
+TABLES = REQUANT_TABLE, REQUANT_ADD_TABLE
+NAMED = (REQUANT, *ADDING, REQUANT_TABLE, MAX_POOL)
 """Operators whose output is a tensor of the network; each carries its layer's name."""
-INPUT_FORMATS = {CONV: {0: "x_format"}, SUM_POOL: {0: "x_format"}, MAX_POOL: {0: "x_format"}, REQUANT_ADD: {1: "res_format"},
-                 TABLES[1]: {1: "res_format"}}
+INPUT_FORMATS = dict.fromkeys((CONV, SUM_POOL, MAX_POOL), {0: "x_format"}) | dict.fromkeys(ADDING, {1: "res_format"})
 """For each operator, which of its inputs are codes, and the attribute that declares their format."""
 
 IMAGE = Format(Kind.UINT, 8)
@@ -82,7 +81,7 @@ def analyse(mod: tvm.IRModule) -> Facts:
     Raises CompileError where two layers share a name.
     """
     facts = Facts()
-    bindings = [(var, value) for var, value in bindings_of(mod["main"]) if op_name(value) in {*INPUT_FORMATS, *REQUANTS}]
+    bindings = [(var, value) for var, value in bindings_of(mod["main"]) if op_name(value) in {*INPUT_FORMATS, *NAMED}]
     users = defaultdict(list)
     for var, value in bindings:
         for index, arg in enumerate(value.args):
@@ -138,15 +137,12 @@ def analyse(mod: tvm.IRModule) -> Facts:
             except (ConfigError, CompileError) as error:
                 facts.refuse(name, str(error))
             continue
-        if call.op.name in TABLES:
-            facts.formats.setdefault(name, smallest_format(0, shape_of(call.args[-1])[0]))
-            facts.refuse(name, "its output levels are not evenly spaced, which needs the shift-add engine; use uint or int")
-            continue
-        facts.formats.setdefault(name, smallest_format(attrs["lo"], attrs["hi"]))
+        lo, hi = (0, shape_of(call.args[-1])[0]) if call.op.name in TABLES else (attrs["lo"], attrs["hi"])
+        facts.formats.setdefault(name, smallest_format(lo, hi))
         core = producers.get(call.args[0])
         if core is None or core.op.name not in (CONV, SUM_POOL):
             facts.refuse(name, "requantisation of something else than a convolution or a pool's sum; put it behind one of them")
-        elif call.op.name == REQUANT_ADD and core.op.name == SUM_POOL:
+        elif call.op.name in ADDING and core.op.name == SUM_POOL:
             facts.refuse(name, "residual behind a pool's sum; only a convolution adds one")
         elif max(reads[call.args[0]], len(users[call.args[0]])) > 1:
             facts.refuse(name, "its accumulators are read by something else too; requantise each convolution once")
@@ -166,10 +162,12 @@ def describe(root: Call, core: Call | None, x: Tensor, res: Tensor | None, out: 
         if formats(a["x_format"])[1] != x.format or out.format != x.format:
             raise CompileError(f"max pool of {a['x_format']} into {out.format}: it keeps the format that is stored")
         return MaxPool(a["name"], x, a["kernel"], a["stride"], a["padding"], a["dilation"], out)
-    m, b = (constant(arg, what) for arg, what in zip(root.args[-2:], ("multipliers", "offsets")))
-    if not INT32[0] <= a["lo"] <= INT32[1] or not INT32[0] <= a["hi"] <= INT32[1]:
-        raise CompileError(f"clip to {a['lo']}..{a['hi']}: the output is a signed 32-bit word at most")
-    requant = Requant(m, b, a["shift"], a["lo"], a["hi"], a.get("m2", 0))
+    first = 2 if root.op.name in ADDING else 1
+    m, b, *t = (constant(arg, what) for arg, what in zip(root.args[first:], ("multipliers", "offsets", "thresholds")))
+    lo, hi = a.get("lo", INT32[0]), a.get("hi", INT32[1])
+    if not INT32[0] <= lo <= INT32[1] or not INT32[0] <= hi <= INT32[1]:
+        raise CompileError(f"clip to {lo}..{hi}: the output is a signed 32-bit word at most")
+    requant = Requant(m, b, a["shift"], lo, hi, a.get("m2", 0), *t)
     c = attrs_of(core)
     read = formats(c["x_format"])[1]
     if c["drop"] and read.linear and Format.parse(c.get("w_format", "int1")).linear:
@@ -198,7 +196,7 @@ def _judge(root: Call, core: Call | None, facts: Facts, accept: Accept | None) -
     try:
         x = Tensor(f"{out.name}.x", shape_of(source), formats(str(first.attrs["x_format"]))[0], layout)
         res = None
-        if root.op.name == REQUANT_ADD:
+        if root.op.name in ADDING:
             res = Tensor(f"{out.name}.res", shape_of(root.args[1]), formats(str(root.attrs["res_format"]))[0])
         layer = describe(root, core, x, res, out)
     except (ConfigError, CompileError) as error:
@@ -218,13 +216,18 @@ def table(facts: Facts, accept: Accept | None = None) -> list[tuple]:
                 facts.refuse(name, reason)
         return name not in facts.refused
 
-    conv, added = (is_op(CONV)(wildcard(), wildcard()) for _ in range(2))
-    pooled = is_op(SUM_POOL)(wildcard())
+    def row(root: str, core: str | None, inputs: int):
+        """(core, root) of a pattern: `root` of `core`, of so many inputs, and of `inputs` more."""
+        if core is None:
+            return None, is_op(root)(*(wildcard() for _ in range(inputs)))
+        inner = is_op(core)(*(wildcard() for _ in OPS[core].inputs))
+        return inner, is_op(root)(inner, *(wildcard() for _ in range(inputs)))
+
     roots = {
-        "conv_add": (added, is_op(REQUANT_ADD)(added, wildcard(), wildcard(), wildcard())),
-        "conv": (conv, is_op(REQUANT)(conv, wildcard(), wildcard())),
-        "sum_pool": (pooled, is_op(REQUANT)(pooled, wildcard(), wildcard())),
-        "max_pool": (None, is_op(MAX_POOL)(wildcard())),
+        "conv_add": row(REQUANT_ADD, CONV, 3), "conv_add_table": row(REQUANT_ADD_TABLE, CONV, 4),
+        "conv": row(REQUANT, CONV, 2), "conv_table": row(REQUANT_TABLE, CONV, 3),
+        "sum_pool": row(REQUANT, SUM_POOL, 2), "sum_pool_table": row(REQUANT_TABLE, SUM_POOL, 3),
+        "max_pool": row(MAX_POOL, None, 1),
     }
     rows = []
     for name, (core, root) in roots.items():
@@ -247,7 +250,7 @@ def cpu_fallback(mod: tvm.IRModule, facts: Facts) -> list[dict[str, str]]:
     """What a partitioned module leaves on the CPU: name, operator and reason of each layer or plain operator."""
     main = list(bindings_of(mod["main"]))
     values = dict(main)
-    inner = {value.args[0] for _, value in main if op_name(value) in REQUANTS}
+    inner = {value.args[0] for _, value in main if op_name(value) in NAMED}
     listed = []
     for var, value in main:
         op = op_name(value)

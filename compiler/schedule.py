@@ -78,6 +78,7 @@ class Builder:
         self._next = {b: 0 for b in Buffer}
         self._out = 0
         self._elapsed = [0]
+        self._set: dict[tuple, dict] = {}
 
     @property
     def executes(self) -> int:
@@ -143,6 +144,13 @@ class Builder:
             needs[Sem.OUT_FREE] = int(self.emptied[out[0]:out[1]].max())
         self.queues[Queue.EXEC].append(Op(name, fields, cycles, needs))
         return index
+
+    def set(self, name: str, fields: dict) -> None:
+        """A FORMAT or TABLE, unless what it sets is so already."""
+        key = name, fields.get("table"), fields.get("half")
+        if self._set.get(key) != fields:
+            self._set[key] = fields
+            self.execute(name, fields, {}, None, 1)
 
     def store(self, fields: dict, out: Range, execute: int, cycles: int) -> int:
         """A STORE of what `execute` wrote."""
@@ -283,7 +291,7 @@ class _Checker:
                 self.fail(at, f"{positions * f['ng'] * c.m} words of psum from {f['psum_base']}: there are {c.psum_words}")
             if f["output"] != Output.PSUM:
                 self.read(at, self.buffers[Buffer.PRM], "PRM", [(f["prm_base"], f["prm_base"] + f["ng"])], clock, index)
-                each = f["out_planes"] if f["output"] == Output.PLANES else f["ng"] * c.raw_words
+                each = f["ng"] * c.raw_words if f["output"] == Output.INT32 else f["out_planes"]
                 self.write(at, self.out, "OUT", [(f["out_base"], f["out_base"] + positions * each)], clock, index)
         elif name == "POOL":
             self.read(at, self.buffers[Buffer.ACT], "ACT", _windows(f, f["ng"] * f["planes"]), clock, index)

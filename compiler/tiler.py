@@ -143,6 +143,7 @@ class Work:
     planes : words of one channel word and column in the act buffer.
     patch_words : act words of a position's patch, 0: none. patch_fits(x0, x1): the line memory holds what these columns see.
     a_bits, w_bits : planes that are multiplied (w_bits 0: a max pool, which has neither weights nor params).
+    each : array cycles for a pair of words.
     units : the outputs.
     each_weight : words of a column tile, tap and channel word in the wgt buffer; all taps share one word if `shared`.
     out_words : out words of a position and column tile range, by unit.
@@ -160,6 +161,7 @@ class Work:
     out_words: Callable[[Unit], int]
     res_planes: int = 0
     shared: bool = False
+    each: int = 1
     patch_words: int = 0
     patch_fits: Callable[[int, int], bool] | None = None
 
@@ -177,7 +179,7 @@ class Work:
         """Array (or pool) cycles of a position."""
         if not self.w_bits:
             return self.taps * (unit.c1 - unit.c0) * self.planes
-        return unit.tiles * self.taps * (unit.c1 - unit.c0) * self.a_bits * self.w_bits
+        return unit.tiles * self.taps * (unit.c1 - unit.c0) * self.each
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seriatim.compiler import ir, legal
+from seriatim.compiler import engines, ir, legal
 from seriatim.config import Config
+from seriatim.errors import CompileError
 from seriatim.formats import Format, Kind
 
 GEOMETRIES = {
     "7x8x64": Config(),
     "2x4x32": Config(2, 4, 32, 32, act_words=512, wgt_words=160, prm_words=24, res_words=64, out_words=64, psum_words=64,
-                     line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2),
+                     line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2, shift_lanes=4),
     "3x16x128": Config(3, 16, 128, 64, act_words=640, wgt_words=320, prm_words=32, res_words=96, out_words=96, psum_words=96,
                        line_bytes=1024, marks=8),
     "4x8x64": Config(4, 8, 64, 32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128, psum_words=128,
@@ -71,6 +72,7 @@ def describe(layer: ir.Layer) -> str:
     if not isinstance(layer, ir.MaxPool):
         q = layer.requant
         text.append(f"shift {q.shift} clip {q.lo}..{q.hi}" + " by position" * q.per_position)
+        text += [f"thresholds {q.thresholds.tolist()}"] if q.thresholds is not None else []
     return ", ".join(text)
 
 
@@ -218,13 +220,22 @@ def _conv(rng, config: Config, image: bool = False, widths: tuple[int, int] | No
     w_format = random_format(rng, w_bits, (Kind.BIPOLAR, Kind.BIPOLAR, Kind.INT, Kind.UINT))
     w_format = Format(w_format.kind, w_format.bits)
     plain = rng.random() < 0.88
+    coded = config.shift_lanes and not given and not widths and rng.random() < 0.6
+    if coded:
+        w_format = _pick_format(rng, _log(rng, signed=True), Format(Kind.CODEBOOK, int(rng.integers(1, 5))), w_format)
+        if w_format.linear or (not image and rng.random() < 0.6):
+            stored = reader = _log(rng, signed=False)
+            image = False
     x = given.x if given else ir.Tensor("x", (n, c, height, width), stored, "image" if image else "planes")
     w_shape = out, c // groups, *kernel
-    if plain or rng.random() < 0.5:
+    if not w_format.linear:
+        w = _levels(rng, w_format, plain)[rng.integers(0, 1 << w_format.bits, w_shape)].astype(np.int32)
+    elif plain or rng.random() < 0.5:
         codes = rng.integers(w_format.lo, w_format.hi + 1, w_shape)
     else:
         codes = np.full(w_shape, w_format.lo if rng.random() < 0.5 else w_format.hi)
-    w = w_format.value(codes).astype(np.int32)
+    if w_format.linear:
+        w = w_format.value(codes).astype(np.int32)
     inputs = {"x": given.codes if given else _data(rng, x, plain)}
     res = None
     if given:
@@ -234,12 +245,59 @@ def _conv(rng, config: Config, image: bool = False, widths: tuple[int, int] | No
     elif rng.random() < 0.3:
         res = ir.Tensor("res", shape, random_format(rng, int(rng.integers(1, 17))))
         inputs["res"] = _data(rng, res, plain)
-    acc = ir.convolve(ir.read(inputs["x"], stored, reader), w, stride, padding, dilation, groups)
+    if coded and not _takes(w, w_format, reader, config):
+        return None
+    acc = ir.accumulate(ir.read(inputs["x"], stored, reader), reader, w, w_format, stride, padding, dilation, groups)
     if not acc.any() and acc.size >= ALIVE:
         return None
     name = given.name if given else "conv"
     y, requant = _requant(rng, acc, res and ir.read(inputs["res"], res.format, res.format), shape, False, given)
+    if config.shift_lanes and not given and y.format and rng.random() < 0.5:
+        y, requant = _encoded(rng, y, requant)
     return ir.Conv(name, x, reader, w, w_format, stride, padding, dilation, groups, requant, res, y), inputs, plain
+
+
+def _pick_format(rng, *formats: Format) -> Format:
+    return formats[rng.integers(len(formats))]
+
+
+def _log(rng, signed: bool) -> Format:
+    residues = _pick(rng, 1, 1, 2, 4, 8)
+    return Format(Kind.LOG, int(rng.integers(1 + signed, 6)), residues=residues, signed=signed,
+                  step=_pick(rng, *(s for s in (1, 1, 3, 5, 7) if residues > 1 or s < 4)))
+
+
+def _levels(rng, fmt: Format, plain: bool) -> np.ndarray:
+    """The values of a log or codebook format by code; a codebook's table is drawn."""
+    if fmt.kind is Kind.LOG:
+        return np.array(fmt.values, np.int64)
+    most = 1 << _pick(rng, 3, 7, 15)
+    table = rng.integers(-most, most, 1 << fmt.bits)
+    if not plain:
+        table[:] = rng.choice([-most, most - 1], len(table))
+    elif rng.random() < 0.5:
+        table[0] = 0
+    return table
+
+
+def _takes(w: np.ndarray, w_format: Format, reader: Format, config: Config) -> bool:
+    """Whether an engine takes weights with activations of these formats."""
+    try:
+        engines.choose("", w, w_format, reader, True, config.k, 0, config)
+    except CompileError:
+        return False
+    return True
+
+
+def _encoded(rng, y: ir.Tensor, q: ir.Requant) -> tuple[ir.Tensor, ir.Requant]:
+    """An output of at most 4 bits by thresholds, among what was to be the output's codes."""
+    bits = int(rng.integers(1, 5))
+    count = (1 << bits) - 1
+    fmt = _pick_format(rng, Format(Kind.UINT, bits), Format(Kind.LOG, bits),
+                       Format(Kind.CODEBOOK, bits, table=(0, *np.cumsum(rng.integers(1, 9, count)).tolist())))
+    inside = np.sort([(q.lo + q.hi + 1) // 2, *rng.integers(q.lo, q.hi + 2, count - 1)]).astype(np.int32)
+    return (ir.Tensor(y.name, y.shape, fmt),
+            ir.Requant(q.m, q.b, q.shift, *ir.INT32, q.m2, inside))
 
 
 def _conv_of(rng, config: Config, given: Given, kernel, stride, padding, dilation):
@@ -364,7 +422,7 @@ def torch_constants(layer: ir.Layer) -> dict:
 
     arrays = {"w": getattr(layer, "w", None)}
     if not isinstance(layer, ir.MaxPool):
-        arrays |= {"m": layer.requant.m, "b": layer.requant.b}
+        arrays |= {"m": layer.requant.m, "b": layer.requant.b, "t": layer.requant.thresholds}
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 
@@ -384,6 +442,10 @@ def apply_torch(layer: ir.Layer, constants: dict, x, res):
         acc = ops.qconv2d(x, constants["w"], layer.stride, layer.padding, layer.dilation, layer.groups, x_format,
                           str(layer.w_format))
     q, m, b = layer.requant, constants["m"], constants["b"]
+    if q.thresholds is not None and res is None:
+        return ops.requant_table(acc, m, b, constants["t"], q.shift, layer.name)
+    if q.thresholds is not None:
+        return ops.requant_add_table(acc, res, m, b, constants["t"], q.m2, q.shift, str(layer.res.format), layer.name)
     if res is None:
         return ops.requant(acc, m, b, q.shift, q.lo, q.hi, layer.name)
     return ops.requant_add(acc, res, m, b, q.m2, q.shift, q.lo, q.hi, str(layer.res.format), layer.name)

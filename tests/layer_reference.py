@@ -16,11 +16,13 @@ def by_reference(case) -> np.ndarray:
     if isinstance(layer, ir.SumPool):
         acc = reference.sum_pool(x, stored, bits, layer.kernel, layer.stride, layer.padding)
     else:
-        acc = reference.conv(x, stored, bits, layer.w.tolist(), layer.stride, layer.padding, layer.dilation, layer.groups)
+        acc = reference.conv(x, stored, bits, layer.w.tolist(), layer.stride, layer.padding, layer.dilation, layer.groups,
+                             str(layer.w_format))
     q = layer.requant
     m, b = q.m, q.b
     if q.per_position and len(m) == 1:
         m, b = (np.broadcast_to(p, layer.out.shape[1:]) for p in (m, b))
     res = getattr(layer, "res", None)
     more = (case.inputs["res"].tolist(), str(res.format), q.m2) if res else ()
-    return np.array(reference.requant(acc, m.tolist(), b.tolist(), q.shift, q.lo, q.hi, *more), np.int64)
+    thresholds = None if q.thresholds is None else q.thresholds.tolist()
+    return np.array(reference.requant(acc, m.tolist(), b.tolist(), q.shift, q.lo, q.hi, *more, thresholds=thresholds), np.int64)

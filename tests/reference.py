@@ -6,7 +6,7 @@ overflow: a result that does not fit the machine's accumulators or sums is an er
 """
 
 import re
-from functools import cache
+from functools import cache, partial
 from operator import mul
 
 
@@ -15,9 +15,46 @@ def planes(code: int, bits: int) -> list[int]:
     return [code >> j & 1 for j in reversed(range(bits))]
 
 
+LOG = re.compile(r"log(\d+)r(\d)(?:k(\d+))?(s?)")
+
+
+def power(k: int, residues: int) -> int:
+    """2^(k / residues): exact without residue classes, else in units of 2^-14, a class' constant times a power of two."""
+    return 2**k if residues == 1 else round(2 ** (k % residues / residues) * 2**14) * 2 ** (k // residues)
+
+
+@cache
+def log_code(code: int, name: str) -> tuple[int, int]:
+    """(sign, k) of a log code; the sign of the value 0 is 0."""
+    bits, _, step, signed = LOG.fullmatch(name).groups()
+    sign = 1
+    if signed and code >= 2 ** (int(bits) - 1):
+        sign, code = -1, code - 2 ** (int(bits) - 1)
+    return (sign if code else 0), int(step or 1) * max(code - 1, 0)
+
+
+@cache
+def log_value(value: int, name: str) -> tuple[int, int]:
+    """(sign, k) of a value of a log format."""
+    bits, residues = (int(n) for n in LOG.fullmatch(name).groups()[:2])
+    codes = [log_code(code, name) for code in range(2**bits)]
+    return next((sign, k) for sign, k in codes if sign * power(k, residues) == value)
+
+
+def log_product(a: tuple[int, int], w: tuple[int, int], a_residues: int, w_residues: int) -> int:
+    """The product of two logs: their exponents add up, in the finer one's steps."""
+    residues = max(a_residues, w_residues)
+    return a[0] * w[0] * power(a[1] * residues // a_residues + w[1] * residues // w_residues, residues)
+
+
 @cache
 def seen(code: int, stored: str, bits: int) -> int:
     """Value of a stored code to a reader of its top `bits` planes: those planes are a code of the narrower format."""
+    if stored.startswith("codebook"):
+        return [int(entry) for entry in stored.partition("[")[2][:-1].split(",")][code]
+    if stored.startswith("log"):
+        sign, k = log_code(code, stored)
+        return sign * power(k, int(LOG.fullmatch(stored)[2]))
     kind, width, zero = re.fullmatch(r"(uint|int|bipolar)(\d+)(?:z(\d+))?", stored).groups()
     width, zero = int(width), int(zero or 0)
     assert 1 <= bits <= width, f"{bits} planes of {stored}"
@@ -52,7 +89,7 @@ def windows(image, kernel, stride, padding, dilation, outside):
             ]
 
 
-def conv(x, x_format, a_bits, w, stride, padding, dilation, groups):
+def conv(x, x_format, a_bits, w, stride, padding, dilation, groups, w_format):
     """Accumulators `[image][out channel][row][column]`. `x` holds codes, `w` values `[out][channel of its group][row][column]`.
 
     Padding has the value 0.
@@ -62,17 +99,22 @@ def conv(x, x_format, a_bits, w, stride, padding, dilation, groups):
     kernel = len(w[0][0]), len(w[0][0][0])
     flat = [[value for channel in out for row in channel for value in row] for out in w]
     step = len(w) // groups
+    multiply, outside, read = mul, 0, partial(seen, stored=x_format, bits=a_bits)
+    if x_format.startswith("log") and w_format.startswith("log"):
+        residues = [int(LOG.fullmatch(name)[2]) for name in (x_format, w_format)]
+        multiply, outside = partial(log_product, a_residues=residues[0], w_residues=residues[1]), (0, 0)
+        flat, read = [[log_value(value, w_format) for value in out] for out in flat], partial(log_code, name=x_format)
     result = []
     for image in x:
-        values = [[[seen(code, x_format, a_bits) for code in row] for row in plane] for plane in image]
+        values = [[[read(code) for code in row] for row in plane] for plane in image]
         out = [[] for _ in w]
-        for y, _, channels in windows(values, kernel, stride, padding, dilation, 0):
+        for y, _, channels in windows(values, kernel, stride, padding, dilation, outside):
             for group in range(groups):
                 patch = [value for c in range(per_group) for value in channels[group * per_group + c]]
                 for o in range(group * step, (group + 1) * step):
                     if len(out[o]) == y:
                         out[o].append([])
-                    out[o][y].append(sum(map(mul, patch, flat[o])))
+                    out[o][y].append(sum(map(multiply, patch, flat[o])))
         result.append(out)
     return result
 
@@ -108,8 +150,10 @@ def max_pool(x, x_format, kernel, stride, padding, dilation):
     return result
 
 
-def requant(acc, m, b, shift, lo, hi, res=None, res_format=None, m2=0):
-    """clip(floor((m acc + m2 res + b) / 2^shift), lo, hi) for each accumulator. `m` and `b` are given for each channel as an
+def requant(acc, m, b, shift, lo, hi, res=None, res_format=None, m2=0, thresholds=None):
+    """clip(floor((m acc + m2 res + b) / 2^shift), lo, hi) for each accumulator, or the number of thresholds not above it.
+
+    `m` and `b` are given for each channel as an
     integer, or as `[row][column]` where they differ by position; `res` holds codes of `res_format`."""
     def at(parameter, y, x):
         return parameter if isinstance(parameter, int) else parameter[y][x]
@@ -122,13 +166,14 @@ def requant(acc, m, b, shift, lo, hi, res=None, res_format=None, m2=0):
             for y, row in enumerate(plane):
                 codes = []
                 for x, value in enumerate(row):
-                    assert -(2**31) <= value < 2**31, f"accumulator {value} does not fit 32 bits"
+                    assert -(2**47) <= value < 2**47, f"accumulator {value} does not fit 48 bits"
                     total = at(m[c], y, x) * value + at(b[c], y, x)
                     if res is not None:
                         bits = int(re.search(r"\d+", res_format).group())
                         total += m2 * seen(res[i][c][y][x], res_format, bits)
                     assert -(2**63) <= total < 2**63, f"sum {total} does not fit 64 bits"
-                    codes.append(min(max(total // 2**shift, lo), hi))
+                    reached = total // 2**shift
+                    codes.append(min(max(reached, lo), hi) if thresholds is None else sum(t <= reached for t in thresholds))
                 rows.append(codes)
             out.append(rows)
         result.append(out)

@@ -140,6 +140,11 @@ class Format:
         return (*upper, *(-v for v in upper)) if self.signed else tuple(upper)
 
     @property
+    def magnitudes(self) -> tuple[int, ...]:
+        """Of a log format: the magnitude of each code, the sign apart; ascending from 0."""
+        return self.values[:1 << self.bits - self.signed]
+
+    @property
     def linear(self) -> bool:
         return self.kind in (Kind.UINT, Kind.INT, Kind.BIPOLAR)
 

@@ -15,7 +15,7 @@ from seriatim.isa import Buffer, Output, Sem
 from seriatim.sim.session import IsaSession, Program
 
 CONFIG = Config(2, 4, 32, 32, act_words=512, wgt_words=160, prm_words=24, res_words=64, out_words=64, psum_words=64,
-                line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2)
+                line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2, shift_lanes=4)
 BASE, SIZE = 0x4000_0000, 0x11000
 PROGRAM = BASE + 0x8000
 READ = BASE + 0x2000, BASE + 0x3000
@@ -25,6 +25,8 @@ ACT, RES, WGT, PRM, IMAGE = (READ[0] + 0x200 * i for i in range(5))
 
 INSTRS = (
     ("MARK", dict(layer=0)),
+    ("FORMAT", dict(slices=2)),
+    ("TABLE", dict(half=1, entry_7=-5)),
     ("LOAD", dict(buffer=Buffer.ACT, dram=ACT, base=0, slices=2, slice_pitch=0x40, words=12, signal=Sem.ACT_READY)),
     ("FILL", dict(base=16, mask=3, words=12, planes=4, code=5, valid=1, signal=Sem.ACT_FREE)),
     ("PATCH", dict(dram=IMAGE, base=32, slices=2, y_pitch=16, height=4, width=5, channels=3, y0=-1, y_step=2, x0=-1, nx=3, kh=3,
@@ -41,7 +43,7 @@ INSTRS = (
     ("STORE", dict(wait=Sem.OUT_READY, dram=WRITE[0] + 0x100, base=7, slices=2, slice_pitch=0x80, words=20)),
     ("END", {}),
 )
-MARK, LOAD_ACT, FILL, PATCH, LOAD_RES, LOAD_WGT, LOAD_PRM, CONV_PSUM, CONV, POOL, STORE, END = range(len(INSTRS))
+MARK, FORMAT, TABLE, LOAD_ACT, FILL, PATCH, LOAD_RES, LOAD_WGT, LOAD_PRM, CONV_PSUM, CONV, POOL, STORE, END = range(len(INSTRS))
 
 
 def encode(at: int | None = None, **changes) -> list[bytes]:
