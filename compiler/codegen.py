@@ -4,7 +4,7 @@ Each layer becomes a `Job`, then a `tiler.Plan`, then instructions in the order 
 overlap; `schedule.Builder` makes them overlap.
 """
 
-from seriatim.compiler import ir, layout, model, schedule, tiler
+from seriatim.compiler import engines, ir, layout, model, schedule, tiler
 from seriatim.compiler.emit import Emitter
 from seriatim.compiler.jobs import Job, check_widths, job_of
 from seriatim.compiler.program import Compiled, LayerInfo, Place
@@ -117,4 +117,5 @@ def _info(job: Job, index: int, config: Config, cycles: int, first: tuple[int, i
         job.plan.band_rows * job.work.x.out for _ in job.plan.waves)
     mark = index if index < config.marks else None
     return LayerInfo(layer.name, kind, layer.out.shape, mark, w, reader.bits, getattr(layer, "k", 0), layer.macs,
-                     layer.binary_macs, layer.out.name, cycles, steps, job.weight_bytes, first)
+                     layer.binary_macs, layer.out.name, cycles, steps, job.weight_bytes, first,
+                     *(() if job.codes is None else (engines.NAMES[job.codes.engine], job.codes.reason)))

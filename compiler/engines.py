@@ -13,6 +13,7 @@ from seriatim.sim import shiftadd
 
 MAX_WEIGHT_BITS = 9
 """Planes of weights that the bit-serial engine takes."""
+NAMES = {Engine.BIT_SERIAL: "bit-serial", Engine.SHIFT_ADD: "shift-add"}
 VALUE_BITS = 16
 """Of an entry of the table of weights."""
 
@@ -55,10 +56,9 @@ def choose(name: str, w: np.ndarray, w_format: Format, read: Format, zeros: bool
     if not found:
         raise CompileError(f"{name}: " + "; ".join(refused))
     best = min(found, key=lambda codes: codes.steps)
-    names = {Engine.BIT_SERIAL: "bit-serial", Engine.SHIFT_ADD: "shift-add"}
     if len(found) == 2:
         other = found[1 - found.index(best)]
-        best.reason = f"{best.steps} steps for a pair of words, {names[other.engine]} {other.steps}"
+        best.reason = f"{best.steps} steps for a pair of words, {NAMES[other.engine]} {other.steps}"
     else:
         best.reason = refused[0]
     return best

@@ -33,7 +33,8 @@ class LayerInfo:
     """A row of the layer table. `mark` is the number of the layer's MARK, None where there is none; `w` and `a` are bits;
     `k` products are summed for each output; `macs` and `binary_macs` are the PyTorch layer's; `steps` is the words that the
     array (or the pool) takes, and `cycles` what the compiler's model expects its counters to show (0 where it has no MARK).
-    `first`: numbers of its first load, execute and store instruction, each in its queue."""
+    `first`: numbers of its first load, execute and store instruction, each in its queue. `engine` is what runs it, and `reason`
+    why (of maximum pools there is nothing to say)."""
 
     name: str
     kind: str
@@ -49,6 +50,8 @@ class LayerInfo:
     steps: int
     wgt_bytes: int
     first: tuple[int, int, int]
+    engine: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def waterfall(report: dict) -> list[Step]:
     cycles = total["cycles"]
     if not cycles:
         return []
-    useful = total["binary_macs"] / total["peak_binary_macs_per_cycle"]
+    useful = sum(layer["useful_cycles"] for layer in report["layers"])
     busy = cycles - sum(total["stalls"].values())
     pool = sum(_busy(layer) for layer in report["layers"] if not layer["macs"])
     losses = [(f"{name}: {STALL_TEXT[name]}", "stall", lost) for name, lost in total["stalls"].items()]
@@ -57,9 +57,9 @@ def _busy(layer: dict) -> int:
     return layer["cycles"] - sum(layer["stalls"].values())
 
 
-def parts(layer: dict, peak: int) -> dict[str, float]:
+def parts(layer: dict) -> dict[str, float]:
     """A layer's cycles by kind, as in the waterfall."""
-    useful = layer["macs"] * layer["w"] * layer["a"] / peak
+    useful = layer["useful_cycles"]
     idle = _busy(layer) - useful
     return {"useful": useful, "pad": idle if layer["macs"] else 0, "pool": 0 if layer["macs"] else idle,
             "stall": sum(layer["stalls"].values())}
@@ -91,11 +91,10 @@ def render(report: dict) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"si": si, "percent": percent, "here": reports.here, "measured": reports.measured}
-    peak = report["totals"]["peak_binary_macs_per_cycle"]
     return environment.get_template("report.html.j2").render(
         report=report, total=report["totals"], layers=report["layers"], config=report["config"], accuracy=report["accuracy"],
         wrong=[layer["name"] for layer in report["layers"] if not layer["bit_exact"]],
-        steps=waterfall(report), parts=[parts(layer, peak) for layer in report["layers"]],
+        steps=waterfall(report), parts=[parts(layer) for layer in report["layers"]],
         most_cycles=max((layer["cycles"] for layer in report["layers"]), default=0),
         scale_cycles=max((max(layer["cycles"], layer["predicted_cycles"]) for layer in report["layers"]), default=0),
         energy=report["totals"]["energy_uj"], shares=energy_shares(report),

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from seriatim.compiler.engines import NAMES
 from seriatim.compiler.program import LayerInfo
 from seriatim.config import Config
 from seriatim.csr import STALLS, Counter
 from seriatim.errors import DataError
+from seriatim.isa import Engine
 from seriatim.sim import energy, files
 from seriatim.sim.executor import Run
 from seriatim.sim.session import cycles
@@ -30,19 +32,28 @@ def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
 def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_exact: bool,
               equal_to_float: float) -> dict:
     """One layer of the report. Its `macs` are the PyTorch layer's multiply-accumulates, each worth w x a binary ones; bytes are
-    what crossed the AXI bus while the layer ran; `predicted_cycles` are those of the compiler's model; `energy_uj` is by event;
-    `equal_to_float` is the share of codes that the trained float64 graph has too.
+    what crossed the AXI bus while the layer ran; `predicted_cycles` are those of the compiler's model; `engine` is what ran it,
+    `engine_reason` says why, `useful_cycles` are those that its useful work would take at that engine's peak; `energy_uj` is by
+    event; `equal_to_float` is the share of codes that the trained float64 graph has too.
     """
-    spent = cycles(counts)
-    useful = layer.macs * layer.w * layer.a
+    spent, useful = cycles(counts), useful_cycles(layer, config)
     return {
         "name": layer.name, "shape": list(layer.shape), "w": layer.w, "a": layer.a, "macs": layer.macs, "cycles": spent,
         "predicted_cycles": layer.cycles,
-        "utilisation": round(useful / (spent * config.peak), 4) if spent else 0.0,
+        "engine": layer.engine, "engine_reason": layer.reason, "useful_cycles": round(useful, 1),
+        "utilisation": round(useful / spent, 4) if spent else 0.0,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
         "energy_uj": energy.by_event(config, counts), **live, "equal_to_float": round(equal_to_float, 6), "bit_exact": bit_exact,
     }
+
+
+def useful_cycles(layer: LayerInfo, config: Config) -> float:
+    """Cycles for the PyTorch layer's multiply-accumulates at the peak of the engine that runs it: of the bit-serial engine w x a
+    binary ones each."""
+    if layer.engine == NAMES[Engine.SHIFT_ADD]:
+        return layer.macs / config.shift_peak
+    return layer.macs * layer.w * layer.a / config.peak
 
 
 def counters(runs: list[Run]) -> dict[Counter, int]:
@@ -60,7 +71,7 @@ def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clo
     return {
         "cycles": spent, "predicted_cycles": sum(run.compiled.cycles for run in runs),
         "binary_macs": macs, "peak_binary_macs_per_cycle": config.peak,
-        "utilisation": round(macs / (spent * config.peak), 4) if spent else 0.0,
+        "utilisation": round(sum(layer["useful_cycles"] for layer in layers) / spent, 4) if spent else 0.0,
         "clock_mhz": clock_mhz, "latency_ms": round(1e3 * seconds, 4),
         "images_per_second": round(images / seconds, 2) if spent else None,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
@@ -127,6 +138,9 @@ def show(report: dict) -> None:
         print(f"on the CPU: {row['name']} ({row['op']}): {row['reason']}")
     if not report["cpu_fallback"]:
         print("on the CPU: nothing")
+    for layer in report["layers"]:
+        if layer["engine"] == NAMES[Engine.SHIFT_ADD]:
+            print(f"on the shift-add engine: {layer['name']}: {layer['engine_reason']}")
     _figures(report)
     print(f"memory on chip {config['on_chip_bytes'] / 1024:.0f} KiB; AXI {config['axi_bits']} bits, "
           f"{config['latency']} cycles to the first data; "

@@ -59,7 +59,7 @@ class Config:
     shift_lanes: int = 0
     shift_a_bits: int = 8
     shift_w_bits: int = 5
-    shift_span: int = 24
+    shift_span: int = 31
     shift_classes: int = 8
     shift_acc_bits: int = 48
 

@@ -26,6 +26,7 @@ from seriatim.sim.driver import opener
 from seriatim.sim.executor import Executor, Run, execute
 from seriatim.sim.rtl import RtlSession
 from seriatim.sim.session import cycles
+from seriatim.sim.verilated import MemoryModel
 
 LAYER, TOTAL = 0.03, 0.01
 """Most that the model may be off."""
@@ -72,6 +73,21 @@ def test_to_the_cycle(measured):
     """The model goes through the same registers as the hardware: who moves one of them moves it in the model."""
     wrong = [f"{where}: {text}" for where, rows in measured.items() for text in beyond(rows, 0, 0)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_shift_add_engine_to_the_cycle():
+    """Random layers in log and codebook formats on the machine that has the engine."""
+    geometry, wrong, count = list(random_layers.GEOMETRIES).index("2x4x32"), [], 0
+    for seed in range(geometry, 280, len(random_layers.GEOMETRIES)):
+        case = random_layers.draw(seed)
+        memory = MemoryModel(latency=(3, 100, 300)[seed // 4 % 3])
+        compiled = generate(case.region, case.config, memory)
+        if compiled.layers[0].engine != "shift-add":
+            continue
+        run = execute(compiled, case.inputs, lambda config, size, memory=memory: RtlSession(config, size, model=memory))
+        wrong += [f"{case}: {text}" for text in beyond(rows_of(run), 0, 0)]
+        count += 1
+    assert not wrong and count > 15, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("w, a, memory", (

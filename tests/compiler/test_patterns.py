@@ -287,9 +287,10 @@ def test_legal_layers(change):
 @pytest.mark.parametrize("change, reason", [
     (dict(x="uint9", read="uint9"), "at most 8 bits"),
     (dict(w="int9", value=3), "at most 8 bits"),
-    (dict(x="log4"), "input in format log4r1 needs the shift-add engine"),
-    (dict(w="log4r2", value=1), "weights in format log4r2 needs the shift-add"),
-    (dict(out="log3", hi=7), "output in format log3"),
+    (dict(x="log4s", read="log4s"), "activations in log codes have no sign"),
+    (dict(x="codebook1[0,5]", read="codebook1[0,5]"), "no engine takes activations of a codebook"),
+    (dict(w="log4r2", value=1), "weight 1 is no value of log4r2"),
+    (dict(out="log3", hi=7), "output in format log3r1 without thresholds"),
     (dict(res="log3", m2=1), "residual in format log3"),
     (dict(value=8), "weight 8 is no value of int4: it holds -8 to 7"),
     (dict(w="bipolar2", value=2), "weight 2 is no value of bipolar2: it holds odd values"),
