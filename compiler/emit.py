@@ -94,7 +94,7 @@ class Emitter:
         """Index of the layer's last store."""
         plan = self.plan
         if self.job.kind == "conv":
-            for name, fields in engines.settings(self.job.codes, self.job.layer.requant.thresholds):
+            for name, fields in engines.settings(self.job.codes, self.job.layer):
                 self.builder.set(name, fields)
         if plan.mode == "ring":
             self.ring_base = self.builder.reserve(Buffer.ACT, plan.ring_words)

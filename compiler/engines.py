@@ -26,7 +26,7 @@ class Codes:
     -------
     kind, bits : of the codes as stored.
     codes : of every weight, uint16, 0 for lanes outside; where there is a `lut`, its indices.
-    values : entries of the table VALUES. form : fields of FORMAT, `slices` apart.
+    values : entries of the table VALUES. form : fields of FORMAT that the engine needs.
     """
 
     engine: Engine
@@ -134,9 +134,10 @@ def _codebook(w: np.ndarray, fmt: Format, zeros: bool):
     return Kind.CODEBOOK, bits, (np.searchsorted(values, w) + 1).astype(np.uint16), lut, tuple(values.tolist())
 
 
-def settings(codes: Codes, thresholds) -> list[tuple[str, dict]]:
-    """The FORMAT and TABLE instructions that a layer's executes need."""
-    made = [("FORMAT", dict(codes.form))] if codes.form else []
+def settings(codes: Codes, layer: ir.Conv | ir.SumPool) -> list[tuple[str, dict]]:
+    """The FORMAT and TABLE instructions that a layer's executes need; a FORMAT without fields is that of the start."""
+    thresholds = layer.requant.thresholds
+    made = [("FORMAT", codes.form | ({"drop": layer.drop} if layer.drop else {}))]
     tables = {Table.VALUES: codes.values, Table.THRESHOLDS: () if thresholds is None else thresholds.tolist()}
     for table, entries in tables.items():
         rest = 0 if table == Table.VALUES else (1 << 31) - 1
@@ -162,6 +163,12 @@ def greatest(name: str, layer, config: Config) -> int:
     if max(thresholds, default=0) == most:
         raise CompileError(f"{name}: {len(thresholds)} thresholds, one of them {most}: a number of 2^b - 1 may have it")
     return most - 1
+
+
+def check_drop(layer: ir.Conv | ir.SumPool, config: Config) -> None:
+    """Raises CompileError where this machine cannot leave out a sum's lowest bits."""
+    if layer.drop and not config.shift_lanes:
+        raise CompileError(f"{layer.name}: sums without {layer.drop} low bits need the shift-add engine; there is none")
 
 
 def bound_of(layer: ir.Conv | ir.SumPool) -> int:

@@ -8,8 +8,8 @@ tensor, and each computes one of
     SumPool   out = requant(sum of the values of a window)  padding contributes 0
 
 `requant(acc, res) = clip((m * acc + m2 * value(res) + b) >> shift, lo, hi)`, 64 bits, floor; with thresholds, the number of those
-that are not above it. The product of two log values has the sum of their exponents. A reader that is narrower than the
-tensor takes its top planes (`x_read`).
+that are not above it. The product of two log values has the sum of their exponents; `acc` is without the `drop` low bits of the
+sum. A reader that is narrower than the tensor takes its top planes (`x_read`).
 """
 
 from dataclasses import dataclass, field
@@ -95,6 +95,7 @@ class Conv:
     requant: Requant
     res: Tensor | None
     out: Tensor
+    drop: int = 0
 
     def __post_init__(self):
         assert self.out.shape == (self.x.shape[0], self.w.shape[0], *self.out_hw), f"{self.name}: {self.out.shape}"
@@ -168,6 +169,7 @@ class SumPool:
     padding: Padding
     requant: Requant
     out: Tensor
+    drop: int = 0
     macs: int = field(default=0, init=False)
     binary_macs: int = field(default=0, init=False)
 
@@ -305,7 +307,7 @@ def _run(layer: Layer, tensors: dict[str, np.ndarray]) -> np.ndarray:
             res = read(tensors[layer.res.name], layer.res.format, layer.res.format)
     q = layer.requant
     m, b = (p if p.ndim == 3 else p.reshape(-1, 1, 1) for p in (q.m, q.b))
-    out = requant(acc, m, b, q.shift, q.lo, q.hi, res=res, m2=q.m2)
+    out = requant(acc >> layer.drop, m, b, q.shift, q.lo, q.hi, res=res, m2=q.m2)
     return out if q.thresholds is None else encode(out, q.thresholds)
 
 

@@ -267,6 +267,7 @@ def _params(layer, job: Job, sums: np.ndarray, config: Config) -> None:
     q, name = layer.requant, layer.name
     channels = layer.out.shape[1]
     zero = layer.x_read.zero if layer.x_read.kind is Kind.UINT else 0
+    engines.check_drop(layer, config)
     job.m2, offset = q.m2, 0
     res = job.res
     if res is not None:

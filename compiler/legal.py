@@ -25,12 +25,18 @@ def refusal(layer: Layer) -> str | None:
             reason = reason or "requantisation that differs by position: only sums of a pool have it; use one m for each channel"
         if reason:
             return reason
+    if layer.drop and layer.x_read.zero:
+        return f"{layer.drop} low bits of sums are left out, where the zero point of {layer.x_read} is not yet taken off; use 0"
     low, high = acc_range(layer)
     least, most = INT32 if linear(layer) else INT48
     if low.min() < least or high.max() > most:
         worst = int(max(-low.min(), high.max()))
         bits = most.bit_length() + 1
         return f"accumulators may reach {worst}, beyond {bits} bits; use fewer bits, or fewer channels in a group"
+    low, high = low >> layer.drop, high >> layer.drop
+    if low.min() < INT32[0] or high.max() > INT32[1]:
+        worst = int(max(-low.min(), high.max()))
+        return f"accumulators without {layer.drop} low bits may reach {worst}, beyond 32 bits; leave out more"
     return _thresholds(layer.requant, layer) or _requant(layer.requant, low, high, layer)
 
 

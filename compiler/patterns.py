@@ -173,12 +173,12 @@ def describe(root: Call, core: Call | None, x: Tensor, res: Tensor | None, out: 
     if c["drop"] and read.linear and Format.parse(c.get("w_format", "int1")).linear:
         raise CompileError(f"sums without their lowest {c['drop']} bits: linear ones are kept whole; use a larger shift")
     if core.op.name == SUM_POOL:
-        return SumPool(a["name"], x, read, c["kernel"], c["stride"], c["padding"], requant, out)
+        return SumPool(a["name"], x, read, c["kernel"], c["stride"], c["padding"], requant, out, c["drop"])
     if res is not None and formats(a["res_format"])[1] != res.format:
         raise CompileError(f"residual read as {a['res_format']}: the accelerator reads all of its planes; add what is stored")
     return Conv(
         a["name"], x, read, constant(core.args[1], "weights"), Format.parse(c["w_format"]), c["stride"], c["padding"],
-        c["dilation"], c["groups"], requant, res, out,
+        c["dilation"], c["groups"], requant, res, out, c["drop"],
     )
 
 

@@ -148,7 +148,7 @@ class Builder:
     def set(self, name: str, fields: dict) -> None:
         """A FORMAT or TABLE, unless what it sets is so already."""
         key = name, fields.get("table"), fields.get("half")
-        if self._set.get(key) != fields:
+        if self._set.get(key, {} if name == "FORMAT" else None) != fields:
             self._set[key] = fields
             self.execute(name, fields, {}, None, 1)
 

@@ -32,7 +32,8 @@ class Drain(wiring.Component):
     Members
     -------
     job_valid, job_ready, job : jobs, one for each CONV and POOL.
-    shift_row_en, shift_x : the same of the shift-add array. thresholds : of the output's codes.
+    shift_row_en, shift_x : the same of the shift-add array. thresholds : of the output's codes. drop : lowest bits of a
+        sum that requantisation leaves out.
     filled, filled_final : the drain registers take a sum in this cycle; it is its instruction's last.
     row_en, row, x, r : the drain registers' read port.
     free : a sum that reaches the drain registers `NOTICE` cycles from now finds them empty (if there is none on the way).
@@ -53,6 +54,7 @@ class Drain(wiring.Component):
         self.config = config
         c = config
         shift = {
+            "drop": In(5),
             "shift_row_en": Out(1),
             "shift_x": In(c.acc_bits).array(c.n),
             "thresholds": In(signed(32)).array(isa.THRESHOLDS),
@@ -97,7 +99,7 @@ class Drain(wiring.Component):
         m = Module()
         c = self.config
         tag_shape = tag_layout(c)
-        m.submodules.requant = requant = Requant(c.n, tag_shape.size, c.acc_bits, isa.THRESHOLDS if c.shift_lanes else 0)
+        m.submodules.requant = requant = Requant(c.n, tag_shape.size, isa.THRESHOLDS if c.shift_lanes else 0)
         m.submodules.packer = packer = Packer(c)
         m.submodules.residual = residual = Residual(c)
 
@@ -246,6 +248,7 @@ class Drain(wiring.Component):
 
         # Requantise and pack.
         if c.shift_lanes:
+            m.d.comb += [requant.acc[n].eq(acc[n] >> self.drop) for n in range(c.n)]
             m.d.comb += [requant.encode.eq(job["output"] == Output.CODES), self.shift_row_en.eq(self.row_en & job["shift_add"])]
             m.d.comb += [mine.eq(its) for mine, its in zip(requant.thresholds, self.thresholds)]
         m.d.comb += [

@@ -191,7 +191,7 @@ class Execute(wiring.Component):
         m.submodules.shift = self.sleep.put("shift", reset(shift))
         m.d.comb += [
             self.shift_awake.eq(shift.awake),
-            sequencer.form.eq(dispatch.form), shift.form.eq(dispatch.form),
+            sequencer.form.eq(dispatch.form), shift.form.eq(dispatch.form), drain.drop.eq(dispatch.form.drop),
             shift.valid.eq(sequencer.shift_valid), shift.step.eq(sequencer.shift_step_of),
             drain.filled.eq(array.filled | shift.filled),
             drain.filled_final.eq(Mux(shift.filled, shift.filled_final, array.filled_final)),

@@ -25,14 +25,14 @@ class Requant(wiring.Component):
     awake : see `sleep`.
     """
 
-    def __init__(self, lanes: int, tag_bits: int, acc_bits: int = 32, thresholds: int = 0):
-        self.lanes, self.acc_bits = lanes, acc_bits
+    def __init__(self, lanes: int, tag_bits: int, thresholds: int = 0):
+        self.lanes = lanes
         self.latency = 5 if thresholds else 4
         encoder = {"encode": In(1), "thresholds": In(signed(32)).array(thresholds)} if thresholds else {}
         super().__init__(encoder | {
             "valid": In(1),
             "tag": In(tag_bits),
-            "acc": In(signed(acc_bits)).array(lanes),
+            "acc": In(signed(32)).array(lanes),
             "res": In(signed(RES_BITS)).array(lanes),
             "m": In(signed(32)).array(lanes),
             "b": In(signed(64)).array(lanes),
@@ -68,7 +68,7 @@ class Requant(wiring.Component):
             q = Signal(signed(32), name=f"q_{lane}", reset_less=True)
             with m.If(valid[0]):
                 m.d.sync += [
-                    product.eq(self._product(self.m[lane], self.acc[lane]) + self.b[lane]),
+                    product.eq(self.m[lane] * self.acc[lane] + self.b[lane]),
                     residual.eq(self.m2 * self.res[lane]),
                 ]
             with m.If(valid[1]):
@@ -84,12 +84,3 @@ class Requant(wiring.Component):
                 q = code
             m.d.comb += self.q[lane].eq(q)
         return m
-
-    def _product(self, m, acc):
-        """m * acc modulo 2^64. An accumulator of more than 32 bits is multiplied in halves: simulators are slow with
-        products of more than 64 bits."""
-        if self.acc_bits == 32:
-            return m * acc
-        low, high = acc[:32], acc[32:].as_signed()
-        upper = (m * high - Mux(m < 0, low, 0))[:32]
-        return m.as_unsigned() * low + (upper << 32)

@@ -225,6 +225,7 @@ class Machine:
             return
         g = self._in("PRM", f["prm_base"] + np.arange(ng), c.prm_words)
         m, b = self.prm_m[g][None, :, None, :], self.prm_b[g][None, :, None, :]
+        acc = shiftadd.wrap(acc >> self.format["drop"], 32)
         q = requant(acc, m, b, f["shift"], f["lo"], f["hi"], self._residual(f, positions, ng), f["m2"])
         self.counters[Counter.REQUANTS] += positions * ng * c.m
         self.counters[Counter.RES_READS] += positions * ng * f["res_planes"]

@@ -71,7 +71,7 @@ def describe(layer: ir.Layer) -> str:
     text += [f"stride {layer.stride}", f"padding {layer.padding}", f"dilation {layer.dilation}", f"out {_tensor(layer.out)}"]
     if not isinstance(layer, ir.MaxPool):
         q = layer.requant
-        text.append(f"shift {q.shift} clip {q.lo}..{q.hi}" + " by position" * q.per_position)
+        text.append(f"drop {layer.drop} shift {q.shift} clip {q.lo}..{q.hi}" + " by position" * q.per_position)
         text += [f"thresholds {q.thresholds.tolist()}"] if q.thresholds is not None else []
     return ", ".join(text)
 
@@ -248,13 +248,16 @@ def _conv(rng, config: Config, image: bool = False, widths: tuple[int, int] | No
     if coded and not _takes(w, w_format, reader, config):
         return None
     acc = ir.accumulate(ir.read(inputs["x"], stored, reader), reader, w, w_format, stride, padding, dilation, groups)
+    most = int(np.abs(acc).max(initial=0)).bit_length()
+    drop = max(0, most - _pick(rng, 30, 24, 12)) if coded and not reader.zero else 0
+    acc = acc >> drop
     if not acc.any() and acc.size >= ALIVE:
         return None
     name = given.name if given else "conv"
     y, requant = _requant(rng, acc, res and ir.read(inputs["res"], res.format, res.format), shape, False, given)
     if config.shift_lanes and not given and y.format and rng.random() < 0.5:
         y, requant = _encoded(rng, y, requant)
-    return ir.Conv(name, x, reader, w, w_format, stride, padding, dilation, groups, requant, res, y), inputs, plain
+    return ir.Conv(name, x, reader, w, w_format, stride, padding, dilation, groups, requant, res, y, drop), inputs, plain
 
 
 def _pick_format(rng, *formats: Format) -> Format:
@@ -437,10 +440,10 @@ def apply_torch(layer: ir.Layer, constants: dict, x, res):
         return ops.qmaxpool2d(x, layer.kernel, layer.stride, layer.padding, layer.dilation, str(layer.x.format), layer.name)
     x_format = f"{layer.x.format}:{layer.x_read}"
     if isinstance(layer, ir.SumPool):
-        acc = ops.qsumpool2d(x, layer.kernel, layer.stride, layer.padding, x_format)
+        acc = ops.qsumpool2d(x, layer.kernel, layer.stride, layer.padding, x_format, layer.drop)
     else:
         acc = ops.qconv2d(x, constants["w"], layer.stride, layer.padding, layer.dilation, layer.groups, x_format,
-                          str(layer.w_format))
+                          str(layer.w_format), layer.drop)
     q, m, b = layer.requant, constants["m"], constants["b"]
     if q.thresholds is not None and res is None:
         return ops.requant_table(acc, m, b, constants["t"], q.shift, layer.name)

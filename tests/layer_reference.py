@@ -18,6 +18,7 @@ def by_reference(case) -> np.ndarray:
     else:
         acc = reference.conv(x, stored, bits, layer.w.tolist(), layer.stride, layer.padding, layer.dilation, layer.groups,
                              str(layer.w_format))
+    acc = reference.without_low_bits(acc, layer.drop)
     q = layer.requant
     m, b = q.m, q.b
     if q.per_position and len(m) == 1:

@@ -200,6 +200,7 @@ def _shift_conv(rng) -> tuple[str, dict]:
 
 def _format(rng) -> tuple[str, dict]:
     steps = {f"{side}_step": int(rng.choice((1, 1, 2, 8))) for side in "aw"}
+    steps["drop"] = int(rng.choice((0, 0, 3, rng.integers(0, 32))))
     return "FORMAT", steps | dict(a_signed=int(rng.integers(2)), w_signed=int(rng.integers(2)), scaled=int(rng.integers(2)),
                                   slices=int(rng.integers(1, CONFIG.k // CONFIG.shift_lanes + 1)))
 

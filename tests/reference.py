@@ -119,6 +119,14 @@ def conv(x, x_format, a_bits, w, stride, padding, dilation, groups, w_format):
     return result
 
 
+def without_low_bits(acc, drop):
+    """Sums of 48 bits at most, divided by 2^drop and rounded down."""
+    for image in acc:
+        for plane in image:
+            assert all(-(2**47) <= value < 2**47 for row in plane for value in row), "a sum beyond 48 bits"
+    return [[[[value // 2**drop for value in row] for row in plane] for plane in image] for image in acc]
+
+
 def sum_pool(x, x_format, a_bits, kernel, stride, padding):
     """Sums of the values of each window; padding contributes nothing."""
     result = []
@@ -166,7 +174,7 @@ def requant(acc, m, b, shift, lo, hi, res=None, res_format=None, m2=0, threshold
             for y, row in enumerate(plane):
                 codes = []
                 for x, value in enumerate(row):
-                    assert -(2**47) <= value < 2**47, f"accumulator {value} does not fit 48 bits"
+                    assert -(2**31) <= value < 2**31, f"accumulator {value} does not fit 32 bits"
                     total = at(m[c], y, x) * value + at(b[c], y, x)
                     if res is not None:
                         bits = int(re.search(r"\d+", res_format).group())

@@ -246,8 +246,8 @@ If psum_add, word psum_base + (p * ng + g) * M + m of the psum memory is added t
     CODES   the same, with the number of entries of the table THRESHOLDS that are not above q in place of q
     INT32   q goes as int32 to out words out_base + (p * ng + g) * raw_words and up
 
-where res, if res_planes is not 0, is lane g * N + n of the res_planes planes (MSB first) at residual words
-res_base + p * res_pitch.
+where acc is without the lowest `drop` bits (of FORMAT) and modulo 2^32, and res, if res_planes is not 0, is lane
+g * N + n of the res_planes planes (MSB first) at residual words res_base + p * res_pitch.
 A product of planes counts negative when exactly one of the two is the top plane of an `int`. ng <= K / N.""", (
         Field("engine", 2, "Which engine: an Engine.", hi=1),
         Field("act_base", 16, "Act word address of row 0, column 0."),
@@ -316,10 +316,11 @@ A layer begins: the counters are copied to row `layer` of the profile memory, on
         Field("layer", 8, "Number of the layer."),
     )),
     Instr("FORMAT", 9, Queue.EXEC, """\
-How the shift-add engine reads codes from here on; takes effect while nothing executes. (At the start of a program all fields
-have their least values.) A log code of 0 is the value 0, any other C(k mod shift_classes) << (k div shift_classes), where
-k = step * (code - 1); if signed its top bit is a sign and no part of the code. The product of two logs has the sum of their k.
-C(i) is 1, or with `scaled` round(2^(i / shift_classes) 2^14), once in each product. A codebook's code c stands for entry c of the
+How the shift-add engine reads codes from here on, and what is left out of sums; takes effect while nothing executes. (At the
+start of a program all fields have their least values.) A log code of 0 is the value 0, any other
+C(k mod shift_classes) << (k div shift_classes), where k = step * (code - 1); if signed its top bit is a sign and no part of the
+code. The product of two logs has the sum of their k. C(i) is 1, or with `scaled` round(2^(i / shift_classes) 2^14), once in each
+product. A codebook's code c stands for entry c of the
 table VALUES, codes from 16 on for 0. No product of the formats may be shifted by more than shift_span.""", (
         Field("a_signed", 1, "Log activations have a sign."),
         Field("a_step", 6, "Step of log activations, in 1 / shift_classes octaves.", lo=1),
@@ -327,6 +328,7 @@ table VALUES, codes from 16 on for 0. No product of the formats may be shifted b
         Field("w_step", 6, "Step of log weights.", lo=1),
         Field("scaled", 1, "Products are multiplied by the constants of their residue classes."),
         Field("slices", 9, "Slices of shift_lanes lanes of a word that count.", lo=1),
+        Field("drop", 5, "Lowest bits of a sum, of either engine, that requantisation leaves out."),
     )),
     Instr("TABLE", 10, Queue.EXEC, """\
 Sets half a table, while nothing executes. (At the start of a program all entries are 0.) VALUES has 16 entries, whose low 16

@@ -100,10 +100,12 @@ def test_thresholds_are_refused(region, config, reason):
 
 
 def test_settings_of_a_layer_come_once():
-    """FORMAT and tables are the machine's until others come: a layer that wants the same has no instruction for it."""
-    codes = choose("log4r1", "codebook4")
-    made = engines.settings(codes, np.arange(1, 8))
+    """FORMAT and the halves of both tables; of a layer in linear codes the FORMAT of a program's start."""
+    codes, layer = choose("log4r1", "codebook4"), coded(7, "log3r1", 7).layers[0]
+    made = engines.settings(codes, layer)
     assert [name for name, _ in made] == ["FORMAT", "TABLE", "TABLE", "TABLE", "TABLE"]
     assert [f["table"] for _, f in made[1:]] == [Table.VALUES] * 2 + [Table.THRESHOLDS] * 2
     assert [made[3][1][f"entry_{i}"] for i in range(8)] == [1, 2, 3, 4, 5, 6, 7, (1 << 31) - 1]
-    assert engines.settings(choose("uint4", "int4"), None) == []
+    assert made[0][1] == codes.form and engines.settings(codes, replace(layer, drop=3))[0][1] == codes.form | dict(drop=3)
+    assert engines.settings(choose("uint4", "int4"), replace(layer, requant=replace(layer.requant, thresholds=None))) == [
+        ("FORMAT", {})]

@@ -249,6 +249,7 @@ def random_kinds(rng, c: Config) -> dict:
 def random_format(rng, c: Config) -> dict:
     most = c.k // c.shift_lanes
     steps = {f"{side}_step": int(rng.choice((1, 1, 2, c.shift_classes, 7))) for side in "aw"}
+    steps["drop"] = int(rng.choice((0, 0, 1, rng.integers(0, 32))))
     return steps | dict(a_signed=int(rng.integers(2)), w_signed=int(rng.integers(2)),
                         scaled=int(rng.integers(min(2, c.shift_classes))),
                         slices=int(rng.choice((1, most, most, rng.integers(1, most + 1)))),

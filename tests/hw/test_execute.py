@@ -77,6 +77,7 @@ def test_random_shift_add_programs(name, seed):
     for stall in (0, 0, 30, 90):
         machine.format = isa.decode(isa.encode("FORMAT"))[1]
         check(machine, unit, [("FORMAT", {})] + random_program(rng, machine.config, 16, shift=True), stall)
+        check(machine, unit, [("FORMAT", {})])
         for part in bench.dump_psum(machine.config):
             check(machine, unit, part)
 
