@@ -40,7 +40,7 @@ def layer_row(layer: LayerInfo, config: Config, counts: dict, live: dict, bit_ex
     return {
         "name": layer.name, "shape": list(layer.shape), "w": layer.w, "a": layer.a, "macs": layer.macs, "cycles": spent,
         "predicted_cycles": layer.cycles,
-        "engine": layer.engine, "engine_reason": layer.reason, "useful_cycles": round(useful, 1),
+        "engine": layer.engine, "engine_reason": layer.reason, "useful_cycles": round(useful, 3),
         "utilisation": round(useful / spent, 4) if spent else 0.0,
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
