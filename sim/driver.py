@@ -22,9 +22,16 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 
 def config_of(args) -> Config:
-    """The machine that the command line describes: what it leaves out is the default."""
-    given = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi}
-    return dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
+    """The machine that the command line describes: what it leaves out is the default. It has the shift-add array where the
+    quantiser's codes need it."""
+    from seriatim.algo.quantisers.registry import METHODS
+
+    given = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi, "shift_lanes": args.shift_lanes}
+    config = dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
+    uneven = any(name in METHODS and METHODS[name].uneven for name in (args.quant or "").split("+"))
+    if args.shift_lanes is None and uneven:
+        config = dataclasses.replace(config, shift_lanes=config.k // 16)
+    return config
 
 
 def memory_of(args) -> Memory:

@@ -50,7 +50,8 @@ def _calibrated(bits: int, signed: bool = False) -> Activation:
 class Method:
     """One published method. `weight(weight, bits, **options)`, `activation(bits, **options)`: None where it has no such half.
     `normalised`: its weights forget the scale of the float weight, which something behind them must bring back. `stream`: its
-    activations, of 8 bits, serve for tensors that feed a residual add; `signed`: they may have a sign."""
+    activations, of 8 bits, serve for tensors that feed a residual add; `signed`: they may have a sign. `uneven`:
+    its levels are a log format's, a codebook's or a table's, for which the machine has an engine of its own."""
 
     source: str
     weight: Callable[..., WeightQuantiser] | None = None
@@ -58,17 +59,18 @@ class Method:
     normalised: bool = False
     stream: bool = False
     signed: bool = False
+    uneven: bool = False
 
 
 METHODS = {
     "slb": Method("Yang et al., NeurIPS 2020", _slb, _learned, normalised=True, stream=True, signed=True),
-    "logquant": Method("Miyashita et al., 2016", LogQuantWeight, LogQuantActivation),
-    "weq": Method("Park et al., CVPR 2017", WEQWeight, WEQActivation),
-    "qn": Method("Yang et al., CVPR 2019", QNWeight, QNActivation),
+    "logquant": Method("Miyashita et al., 2016", LogQuantWeight, LogQuantActivation, uneven=True),
+    "weq": Method("Park et al., CVPR 2017", WEQWeight, WEQActivation, uneven=True),
+    "qn": Method("Yang et al., CVPR 2019", QNWeight, QNActivation, uneven=True),
     "binaryconnect": Method("Courbariaux et al., NeurIPS 2015", BinaryConnectWeight, normalised=True),
     "xnor": Method("Rastegari et al., ECCV 2016", XNORWeight, SignActivation),
     "dorefa": Method("Zhou et al., 2016", DoReFaWeight, DoReFaActivation, normalised=True),
-    "lqnet": Method("Zhang et al., ECCV 2018", LQNetWeight, LQNetActivation),
+    "lqnet": Method("Zhang et al., ECCV 2018", LQNetWeight, LQNetActivation, uneven=True),
     "pact": Method("Choi et al., 2018", None, PACTActivation, stream=True),
     "lsq": Method("Esser et al., ICLR 2020", LSQWeight, _learned, stream=True, signed=True),
     "uniform": Method("straight-through, scale of the largest value", _uniform, _calibrated, stream=True, signed=True),
