@@ -76,8 +76,8 @@ def _geometry(p: argparse.ArgumentParser) -> None:
     p.add_argument("--k", type=whole("the lanes K", 8, 512), metavar="LANES", help="lanes of a dot product: input channels")
     p.add_argument("--axi", type=whole("the AXI data width", 32, 256, "bits"), metavar="BITS", help="AXI data width")
     p.add_argument("--shift-lanes", type=whole("the shift-add array's lanes", 0, 64), metavar="LANES",
-                   help="lanes of each sum of the shift-add array, 0: none (default: a sixteenth of K where the quantiser's levels "
-                        "are uneven, else 0)")
+                   help="lanes of each sum of the shift-add array, 0: none (default: K / 16 where the quantiser's levels are "
+                        "uneven, else 0)")
 
 
 def _run(p: argparse.ArgumentParser) -> None:
