@@ -211,22 +211,19 @@ class Trainer:
 
     def _epoch(self) -> None:
         self.net.train()
-        bar = _Bar(self) if self.run.progress and self.first else None
         start = saved = time.monotonic()
         earlier = self.seconds
-        for x, y in self.feed.epoch(self.epoch, self.step):
-            self._step(x, y)
-            now = time.monotonic()
-            self.seconds = earlier + now - start
-            if now - saved >= self.run.save_seconds and self.step < self.feed.steps:
-                self._save()
-                saved = now
-            if bar is not None:
+        with _Bar(self) as bar:
+            for x, y in self.feed.epoch(self.epoch, self.step):
+                self._step(x, y)
+                now = time.monotonic()
+                self.seconds = earlier + now - start
+                if now - saved >= self.run.save_seconds and self.step < self.feed.steps:
+                    self._save()
+                    saved = now
                 bar.show()
-            if self.run.on_step is not None:
-                self.run.on_step(self)
-        if bar is not None:
-            bar.close()
+                if self.run.on_step is not None:
+                    self.run.on_step(self)
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -381,10 +378,19 @@ class _Bar:
         epochs, steps = trainer.recipe.epochs, trainer.feed.steps
         self.bar = tqdm(
             desc=f"epoch {trainer.epoch + 1}/{epochs}", total=steps * epochs, unit="step", leave=False,
-            initial=trainer.epoch * steps + trainer.step,
+            initial=trainer.epoch * steps + trainer.step, disable=not (trainer.run.progress and trainer.first),
         )  # fmt: skip
 
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *raised) -> None:
+        """Also where an interrupt ends the epoch: what is printed then stands on a line of its own."""
+        self.bar.close()
+
     def show(self) -> None:
+        if self.bar.disable:
+            return
         self.bar.update()
         now = time.monotonic()
         if now - self.shown < self.SECONDS:
@@ -397,9 +403,6 @@ class _Bar:
         last = self.trainer.history[-1] if self.trainer.history else {}
         values |= {name: f"{last[name]:.1%}" for name in ("undecided", "gap", "test") if name in last}
         self.bar.set_postfix(values, refresh=False)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 1) -> None:

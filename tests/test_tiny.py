@@ -23,7 +23,7 @@ def test_train_compile_simulate():
     torch.manual_seed(0)
     net = quantize_(build("digits"), SLB(weight_bits=1, act_bits=4))
     fit(net, data.digits(True), Recipe(((8, 2),), batch=64, rate=5e-3, optimizer="adam", weight_decay=0, shift=0, flip=False),
-        log=lambda line: None, progress=False)
+        log=lambda line: None)
     network = export_integer(net)
     held_out = data.digits(False)
     images = held_out.images[:3].reshape(3, 1, 8, 8).astype(np.int32)

@@ -204,7 +204,7 @@ def test_straight_returns_the_second_with_the_gradient_of_the_first():
 
 @pytest.mark.parametrize("levels, text", [
     ([-1, 1], "bipolar1"), ([0, 1], "uint1"), ([-3, -1, 1, 3], "bipolar2"), ([-1, 0, 1], "int2"),
-    ([-3, -2, -1, 0, 1, 2, 3], "int3"), ([-2, -1, 0, 1, 2], "codebook3"), ([0, 3], "codebook1"),
+    ([-3, -2, -1, 0, 1, 2, 3], "int3"), ([-2, -1, 0, 1, 2], "codebook3[-2,-1,0,1,2,2,2,2]"), ([0, 3], "codebook1[0,3]"),
 ])
 def test_levels_take_the_narrowest_format(levels, text):
     form = levels_format(levels)

@@ -46,7 +46,7 @@ def test_attributes_and_constants_arrive_as_they_are(rng, nets):
     calls = {ops.op_name(value): value for _, value in patterns.bindings_of(mod["main"])}
     attrs = ops.attrs_of(calls["seriatim.qconv2d"])
     assert attrs == dict(
-        stride=(2, 2), padding=(0, 1, 2, 1), dilation=(1, 1), groups=2, x_format="uint8z16:uint4z1", w_format="bipolar2",
+        stride=(2, 2), padding=(0, 1, 2, 1), dilation=(1, 1), groups=2, x_format="uint8z16:uint4z1", w_format="bipolar2", drop=0,
     )
     np.testing.assert_array_equal(calls["seriatim.qconv2d"].args[1].value.numpy(), conv.w.numpy())
     assert int(calls["seriatim.requant"].args[2].value.numpy()[0]) == 2**40 + 1
