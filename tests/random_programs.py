@@ -266,7 +266,7 @@ def draw(seed: int, illegal: float = 0.1) -> Case:
             name, fields = maker(rng)
             if not take(name, fields):
                 refused = name, fields
-    bad = refused is not None and rng.random() < illegal
+    bad = refused is not None and rng.random() < illegal and not take(*refused)  # by now a FORMAT may have made it legal
     chosen += [refused] if bad else _dump()
     instructions = _with_tokens(chosen)
     case = Case(seed, tuple(instructions), memory, Cause.NONE, 0)
