@@ -99,12 +99,8 @@ def load(name: str | Path) -> Table:
     Raises:
         ConfigError: no such table, unreadable, with unknown fields, or as `Table`.
     """
-    path = FOLDER / f"{name}.toml"
-    if not path.exists():
-        path = Path(name)
-    if not path.exists():
-        raise ConfigError(f"table {str(name)!r}: neither a file nor packaged; there are {', '.join(t.name for t in packaged())}")
-    return _read(path)
+    having = ", ".join(path.stem for path in sorted(FOLDER.glob("*.toml")))
+    return _read(recipes.find(FOLDER, name, "table", f"there are {having}"))
 
 
 def _read(path: Path) -> Table:

@@ -157,12 +157,19 @@ def load(name: str | Path) -> Plan:
     Raises:
         ConfigError: no such recipe, unreadable, or with fields that do not exist or values out of range.
     """
-    path = FOLDER / f"{name}.toml"
-    if not path.exists():
-        path = Path(name)
-    if not path.exists():
-        raise ConfigError(f"recipe {str(name)!r}: neither a file nor packaged; `seriatim train --list-recipes` lists those")
-    return _read(path)
+    return _read(find(FOLDER, name, "recipe", "`seriatim train --list-recipes` lists those"))
+
+
+def find(folder: Path, name: str | Path, what: str, remedy: str) -> Path:
+    """The data file `name` of the package's `folder`, or the user's own.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    for path in (folder / f"{name}.toml", Path(name)):
+        if path.exists():
+            return path
+    raise ConfigError(f"{what} {str(name)!r}: neither a file nor packaged; {remedy}")
 
 
 def default(net: str, quantised: bool = True) -> Plan:
