@@ -70,7 +70,7 @@ class ArrayActivity(wiring.Component):
 
 
 class MemoryActivity(wiring.Component):
-    """Counts the words that cross the buffers' ports, where the other counters do not tell.
+    """Counts the words that cross the buffers' ports and the steps of the shift-add array, where the other counters do not tell.
 
     Members
     -------

@@ -37,6 +37,7 @@ class Execute(wiring.Component):
     out_* : write port; `out_we` has one bit for each slice.
     cause : the csr.Counter (0 to 7) that this cycle belongs to.
     array_step, pool_step, requant_step, psum_read, psum_write : events.
+    shift_step, shift_act, shift_wgt : the array step is the shift-add array's; it reads an act word, a wgt word.
     activity : as in Array.
     mark_valid, mark_layer, mark_done : the profile unit copies the counters and answers mark_done.
     error_valid, error_cause, error_pc : held until `clear`; the unit has stopped. All earlier instructions have finished.
@@ -77,6 +78,9 @@ class Execute(wiring.Component):
             "out_data": Out(c.k).array(c.m),
             "cause": Out(4),
             "array_step": Out(1),
+            "shift_step": Out(1),
+            "shift_act": Out(1),
+            "shift_wgt": Out(1),
             "pool_step": Out(1),
             "requant_step": Out(1),
             "psum_read": Out(1),
@@ -191,6 +195,8 @@ class Execute(wiring.Component):
         m.submodules.shift = self.sleep.put("shift", reset(shift))
         m.d.comb += [
             self.shift_awake.eq(shift.awake),
+            self.shift_step.eq(sequencer.shift_step), self.shift_act.eq(sequencer.shift_act),
+            self.shift_wgt.eq(sequencer.shift_wgt),
             sequencer.form.eq(dispatch.form), shift.form.eq(dispatch.form), drain.drop.eq(dispatch.form.drop),
             shift.valid.eq(sequencer.shift_valid), shift.step.eq(sequencer.shift_step_of),
             drain.filled.eq(array.filled | shift.filled),

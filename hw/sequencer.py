@@ -85,6 +85,7 @@ class Sequencer(wiring.Component):
     load, is_pool, instr : start this instruction with the next cycle.
     running, issued, stepping : an instruction runs; issues its last step; issues a step.
     array_step, pool_step : issues a step of CONV, of POOL.
+    shift_step, shift_act, shift_wgt : the step is the shift-add array's; reads an act word, a wgt word for it.
     job_valid : the drain has yet to take the running instruction's job.
     drain_free : the drain registers can take a sum `Drain.NOTICE` cycles from now, if none is under way.
     filled : the drain registers take a sum.
@@ -98,7 +99,10 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        shift = {"form": In(FORM), "shift_valid": Out(1), "shift_step_of": Out(shift_step(config))} if config.shift_lanes else {}
+        shift = {
+            "form": In(FORM), "shift_step": Out(1), "shift_act": Out(1), "shift_wgt": Out(1), "shift_valid": Out(1),
+            "shift_step_of": Out(shift_step(config)),
+        } if config.shift_lanes else {}
         super().__init__(shift | {
             "load": In(1),
             "is_pool": In(1),
@@ -292,6 +296,8 @@ class Sequencer(wiring.Component):
         with m.If(self.act_en):
             m.d.sync += [self.array_step_of.eq(array_step), self.pool_step_of.eq(pool_step)]
         if shift:
+            m.d.comb += [self.shift_step.eq(self.array_step & shift.on), self.shift_act.eq(self.act_en & sent_shift),
+                         self.shift_wgt.eq(self.wgt_en & sent_shift)]
             m.d.sync += self.shift_valid.eq(go_on & sent_shift)
             with m.If(go_on & sent_shift):
                 m.d.sync += self.shift_step_of.eq(shift_sent_step)

@@ -156,6 +156,8 @@ class Seriatim(wiring.Component):
                 activity.wgt_writes.eq(load.wgt_we), activity.prm_writes.eq(load.prm_we),
                 activity.res_reads.eq(execute.res_en), activity.out_writes.eq(execute.out_we[0]),
                 activity.psum_reads.eq(execute.psum_read), activity.psum_writes.eq(execute.psum_write),
+                activity.shift_steps.eq(execute.shift_step), activity.shift_act_reads.eq(execute.shift_act),
+                activity.shift_wgt_reads.eq(execute.shift_wgt),
             ]
             values = dict(zip(MEMORY_ACTIVITY + ARRAY_ACTIVITY, [*activity.values, *execute.activity]))
             m.d.comb += [counters.activity[i].eq(values[counter]) for i, counter in enumerate(ACTIVITY_COUNTERS)]

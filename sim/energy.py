@@ -21,6 +21,8 @@ Counts = dict[Counter, int]
 DRAM_PJ_PER_BIT = 8.0
 DRAM_SOURCE = "LPDDR4: 8 pJ a bit (DDR3 70, HBM2 3.9)"
 MULTIPLY_32_PJ, ADD_32_PJ, ADD_8_PJ = 3.1, 0.1, 0.03
+SHIFT_32_PJ = 0.13
+SHIFT_SOURCE = "You et al. (ShiftAddNet), NeurIPS 2020, 45 nm, a 32-bit shift 0.13 pJ, in proportion to width"
 HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 0.9 V"
 CACTI = {1: (0.79, 1.44), 8: (3.2, 3.2), 32: (7.2, 5.6), 128: (15.5, 10.5), 1024: (42.0, 30.0)}
 """KiB of a memory -> pJ of a 64-bit read and write: CACTI 7, 45 nm LOP."""
@@ -110,18 +112,33 @@ def events(config: Config) -> tuple[Event, ...]:
         return Event(f"{name}_{'write' if write else 'read'}", unit, pj, *SRAM_RANGE, CACTI_SOURCE, count)
 
     act, wgt, prm = (c.act_words, c.k + 1), (c.wgt_words, c.k), (c.prm_words, 96)
-    res, out, psum = (c.res_words, c.k), (c.out_words, c.k), (c.psum_words, 32)
+    res, out, psum = (c.res_words, c.k), (c.out_words, c.k), (c.psum_words, c.acc_bits)
+    shift_add = (
+        Event("shift_add", "multiply-accumulate", (SHIFT_32_PJ + ADD_32_PJ) * c.acc_bits / 32, 0.5, 2.0,
+              f"a shift and an addition of {c.acc_bits} bits: {SHIFT_SOURCE}; {HOROWITZ}",
+              lambda k: k[n.SHIFT_STEPS] * c.shift_peak),
+    ) if c.shift_lanes else ()
+
+    def shift(k: Counts, counter: Counter) -> int:
+        """A counter of the shift-add array, which only a machine that has one needs."""
+        return k[counter] if c.shift_lanes else 0
+
+    def steps(k: Counts) -> int:
+        """Steps of the bit-serial array: each reads an act and a wgt word."""
+        return k[n.ARRAY_STEPS] - shift(k, n.SHIFT_STEPS)
+
     return (
-        array_event("steps", "binary MAC", array.step, lambda k: k[n.ARRAY_STEPS] * c.peak),
+        array_event("steps", "binary MAC", array.step, lambda k: steps(k) * c.peak),
         array_event("ones", "one of act AND wgt", array.one, lambda k: k[n.ARRAY_ONES]),
         array_event("flips", "changed AND input", array.flip, lambda k: k[n.ACT_FLIPS] * c.n + k[n.WGT_FLIPS] * c.m),
+        *shift_add,
         Event("requant", "result", 2 * MULTIPLY_32_PJ + 2 * ADD_32_PJ, 0.5, 1.5,
               f"two 32-bit multiplications and a 64-bit addition, {HOROWITZ}", lambda k: k[n.REQUANTS] * c.n),
         Event("pool", "compared bit", ADD_8_PJ / 8, 0.5, 2.0, f"an eighth of an 8-bit addition, {HOROWITZ}",
               lambda k: k[n.POOL_STEPS] * c.m * c.k),
-        sram("act", *act, False, lambda k: (k[n.ARRAY_STEPS] + k[n.POOL_STEPS]) * c.m),
+        sram("act", *act, False, lambda k: (steps(k) + shift(k, n.SHIFT_ACT_READS) + k[n.POOL_STEPS]) * c.m),
         sram("act", *act, True, lambda k: k[n.ACT_WRITES]),
-        sram("wgt", *wgt, False, lambda k: k[n.ARRAY_STEPS] * c.n),
+        sram("wgt", *wgt, False, lambda k: (steps(k) + shift(k, n.SHIFT_WGT_READS)) * c.n),
         sram("wgt", *wgt, True, lambda k: k[n.WGT_WRITES]),
         sram("prm", *prm, False, lambda k: k[n.REQUANTS] // c.m * c.n),
         sram("prm", *prm, True, lambda k: k[n.PRM_WRITES]),
@@ -137,9 +154,9 @@ def events(config: Config) -> tuple[Event, ...]:
 
 
 def simulation_only(config: Config) -> list[str]:
-    """Names of the events that the simulation build alone counts."""
-    activity = dict.fromkeys(Counter, 0) | dict.fromkeys(ACTIVITY_COUNTERS, 1)
-    return [event.name for event in events(config) if event.count(activity)]
+    """Names of the events that take a counter of the simulation build."""
+    nothing = dict.fromkeys(Counter, 0)
+    return [event.name for event in events(config) if any(event.count(nothing | {c: 1}) for c in ACTIVITY_COUNTERS)]
 
 
 def by_event(config: Config, counts: Counts) -> dict[str, float]:

@@ -303,7 +303,12 @@ class Machine:
             wgt = wgt[..., :lanes].reshape(f["w_bits"], -1, c.n, lanes).transpose(0, 2, 1, 3)
             acc[:, g] = shiftadd.sums(act.reshape(f["a_bits"], positions * c.m, -1), wgt.reshape(f["w_bits"], c.n, -1), f,
                                       self.format, self.tables[Table.VALUES], c).reshape(positions, c.m, c.n)
-        self.counters[Counter.ARRAY_STEPS] += positions * f["ng"] * f["kh"] * f["kw"] * f["nc"] * shiftadd.steps(f, self.format)
+        words = positions * f["ng"] * f["kh"] * f["kw"] * f["nc"]
+        steps, passes = words * shiftadd.steps(f, self.format), f["a_bits"] if shiftadd.by_planes(f) else 1
+        self.counters[Counter.ARRAY_STEPS] += steps
+        self.counters[Counter.SHIFT_STEPS] += steps
+        self.counters[Counter.SHIFT_ACT_READS] += words * f["a_bits"]
+        self.counters[Counter.SHIFT_WGT_READS] += words * f["w_bits"] * passes
         return acc
 
     def set_format(self, f):

@@ -24,7 +24,7 @@ MEMORIES = (MemoryModel(latency=100, outstanding=8), MemoryModel(latency=3, outs
 MEMORY_BYTES = 4 << 20
 COUNTED = (Counter.READ_BEATS, Counter.WRITE_BEATS, Counter.ARRAY_STEPS, Counter.POOL_STEPS, Counter.REQUANTS,
            Counter.ACT_WRITES, Counter.RES_WRITES, Counter.WGT_WRITES, Counter.PRM_WRITES, Counter.OUT_WRITES,
-           Counter.PSUM_READS, Counter.PSUM_WRITES)
+           Counter.PSUM_READS, Counter.PSUM_WRITES, Counter.SHIFT_STEPS, Counter.SHIFT_ACT_READS, Counter.SHIFT_WGT_READS)
 """What both machines count. Ones and flips are left out: slices that a layer does not use keep what the layer before left."""
 COUNT = 2000
 """Random layers of `make test`."""

@@ -76,9 +76,12 @@ class Counter(IntEnum):
     OUT_WRITES = 19
     PSUM_READS = 20
     PSUM_WRITES = 21
-    ARRAY_ONES = 22
-    ACT_FLIPS = 23
-    WGT_FLIPS = 24
+    SHIFT_STEPS = 22
+    SHIFT_ACT_READS = 23
+    SHIFT_WGT_READS = 24
+    ARRAY_ONES = 25
+    ACT_FLIPS = 26
+    WGT_FLIPS = 27
 
 
 COUNTER_DOC = {
@@ -92,7 +95,8 @@ COUNTER_DOC = {
     Counter.STALL_FETCH: "execute has no instruction, starts one, or copies counters",
     Counter.READ_BEATS: "AXI read beats, program included",
     Counter.WRITE_BEATS: "AXI write beats",
-    Counter.ARRAY_STEPS: "cycles in which the array takes a word: each is M N K binary MACs, padded lanes included",
+    Counter.ARRAY_STEPS: "cycles in which an array takes a step: each of the bit-serial one is M N K binary MACs, padded lanes "
+                         "included, each of the shift-add one M N shift_lanes MACs",
     Counter.POOL_STEPS: "cycles in which the pool unit takes a word",
     Counter.REQUANTS: "rows of N accumulators requantised",
     Counter.FETCH_BEATS: "AXI read beats of the program",
@@ -104,7 +108,10 @@ COUNTER_DOC = {
     Counter.OUT_WRITES: "words of M x K bits written to the out buffer",
     Counter.PSUM_READS: "rows of N sums read from the psum memory",
     Counter.PSUM_WRITES: "rows of N sums written to the psum memory",
-    Counter.ARRAY_ONES: "ones of act AND wgt, over all M x N products of all array steps",
+    Counter.SHIFT_STEPS: "those of the array steps that are the shift-add array's",
+    Counter.SHIFT_ACT_READS: "act words (M x K) that the shift-add array reads",
+    Counter.SHIFT_WGT_READS: "wgt words (N x K) that the shift-add array reads",
+    Counter.ARRAY_ONES: "ones of act AND wgt, over all M x N products of all steps of the bit-serial array",
     Counter.ACT_FLIPS: "bits in which an act word of the array (M x K) differs from the one before it, POOL's included",
     Counter.WGT_FLIPS: "bits in which a wgt word of the array (N x K) differs from the one before it",
 }

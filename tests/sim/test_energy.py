@@ -69,7 +69,24 @@ def test_accesses_by_counter():
     assert small["act_read"].pj < event["act_read"].pj / 3
 
 
-@pytest.mark.parametrize("counter", [c for c in Counter if c > Counter.STALL_FETCH and c is not Counter.FETCH_BEATS])
+def test_steps_of_the_shift_add_array():
+    """They are priced as such, and read fewer words than the bit-serial array's."""
+    config = dataclasses.replace(CONFIG, shift_lanes=4)
+    event = {e.name: e for e in energy.events(config)}
+    found = counts(ARRAY_STEPS=100, SHIFT_STEPS=64, SHIFT_ACT_READS=16, SHIFT_WGT_READS=12)
+    assert event["shift_add"].count(found) == 64 * config.m * config.n * 4
+    assert event["shift_add"].pj == pytest.approx(0.345), "a shift and an addition of 48 bits"
+    assert event["array_steps"].count(found) == 36 * config.peak
+    assert event["act_read"].count(found) == 52 * config.m and event["wgt_read"].count(found) == 48 * config.n
+    assert set(energy.simulation_only(config)) - set(energy.simulation_only(CONFIG)) == {
+        "array_steps", "shift_add", "act_read", "wgt_read"}, "a synthesised machine counts the steps of both arrays as one"
+
+
+SHIFT_COUNTERS = (Counter.SHIFT_STEPS, Counter.SHIFT_ACT_READS, Counter.SHIFT_WGT_READS)
+
+
+@pytest.mark.parametrize("counter", [c for c in Counter if c > Counter.STALL_FETCH and c is not Counter.FETCH_BEATS
+                                     and c not in SHIFT_COUNTERS])
 def test_every_event_costs(counter):
     """FETCH_BEATS are READ_BEATS as well, and cycles alone cost nothing here."""
     assert uj(**{counter.name: 7000}) > 0
