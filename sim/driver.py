@@ -24,12 +24,11 @@ if TYPE_CHECKING:  # torch takes seconds to import
 def config_of(args) -> Config:
     """The machine that the command line describes: what it leaves out is the default. It has the shift-add array where the
     quantiser's codes need it."""
-    from seriatim.algo.quantisers.registry import METHODS
+    from seriatim.algo.quantisers.registry import uneven
 
     given = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi, "shift_lanes": args.shift_lanes}
     config = dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
-    uneven = any(name in METHODS and METHODS[name].uneven for name in (args.quant or "").split("+"))
-    if args.shift_lanes is None and uneven:
+    if args.shift_lanes is None and uneven(args.quant or ""):
         config = dataclasses.replace(config, shift_lanes=config.k // 16)
     return config
 
@@ -152,7 +151,7 @@ def compare(runs: list[Run], reference: dict[str, np.ndarray]) -> dict[str, bool
     return equal
 
 
-def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logits: np.ndarray, speedup: dict | None,
+def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logits: np.ndarray, speedups: dict[str, dict],
                  wall_s: float) -> dict:
     """The report of a run, as `report.json` holds it."""
     reference, agreement = job.reference(), job.agreement()
@@ -166,7 +165,7 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
             counts = run.counts.layers[number] if known else dict.fromkeys(run.counts.total, 0)
             live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
             layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name], agreement[layer.name]))
-    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedup)
+    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedups)
     seconds = sum(run.counts.wall_s for run in runs)
     return {
         "net": args.net, "quant": args.quant, "w": args.w, "a": args.a, "first_last": args.first_last,
@@ -212,13 +211,15 @@ def main_sim(args) -> int:
     with Step(f"{len(job.images)} image(s) of {job.images.shape[-1]}x{job.images.shape[-1]} on the {args.session} level"):
         logits = np.asarray(artefact.run(job.images.astype(np.int32), executor=executor))
     wall_s = time.perf_counter() - start
-    speedup = None
+    speedups = {}
     whole = all(row["op"] != "seriatim.qconv2d" for row in artefact.cpu_fallback)  # else these are not the network's cycles
     if args.baseline and args.session != "isa" and executor.runs and whole and job.net.spec() is None:
-        with Step("the same network at W8A8, to compare with"):
-            speedup = baseline.speedup(args, config, memory, open_session, reports.counters(executor.runs))
+        for name, twin in baseline.twins(args).items():
+            with Step(f"the same network at W{twin.w}A{twin.a}, bit-serial, to compare with"):
+                own = reports.counters(executor.runs)
+                speedups[name] = baseline.speedup(args, twin, config, memory, open_session, own)
     with Step("comparing every layer with PyTorch"):
-        report = build_report(args, config, job, artefact, executor.runs, logits, speedup, wall_s)
+        report = build_report(args, config, job, artefact, executor.runs, logits, speedups, wall_s)
     path = reports.write(report, folder_of(args))
     html.write(report, path.with_name("report.html"))
     if args.trace:

@@ -16,6 +16,8 @@ from seriatim.sim import energy, files
 from seriatim.sim.executor import Run
 from seriatim.sim.session import cycles
 
+SPEEDUPS = ("speedup_vs_w8a8", "speedup_vs_bit_serial")
+"""What a network is compared with, as keys of a report's totals."""
 EQUAL_AREA = {1: 3.6, 2: 1.8, 4: 0.9, 8: 0.45}
 """Bits of a weight -> throughput of the bit-serial array at 8-bit activations, as a multiple of that of an int8
 multiply-accumulate array of equal area: estimated from both arrays synthesised in Nangate45, before layout."""
@@ -61,10 +63,11 @@ def counters(runs: list[Run]) -> dict[Counter, int]:
     return {c: sum(run.counts.total[c] for run in runs) for c in Counter}
 
 
-def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clock_mhz: float, speedup: dict | None) -> dict:
+def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clock_mhz: float,
+           speedups: dict[str, dict]) -> dict:
     """Sums over the programs that ran. `host_bytes`: what the host handed over for the images (weights and programs stay in
-    memory). `latency_ms`: of all images together, on the accelerator at `clock_mhz`; `energy_uj`: see `energy.table`; `speedup`:
-    see `baseline.speedup`."""
+    memory). `latency_ms`: of all images together, on the accelerator at `clock_mhz`; `energy_uj`: see `energy.table`; `speedups`:
+    see `baseline`."""
     counts = counters(runs)
     macs, spent = sum(layer["macs"] * layer["w"] * layer["a"] for layer in layers), cycles(counts)
     seconds = spent / (clock_mhz * 1e6)
@@ -77,7 +80,7 @@ def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clo
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "dram_bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
         "host_bytes": sum(run.host_bytes for run in runs),
-        "energy_uj": energy.table(config, counts), "speedup_vs_w8a8": speedup,
+        "energy_uj": energy.table(config, counts), **{name: speedups.get(name) for name in SPEEDUPS},
     }
 
 
@@ -158,10 +161,9 @@ def _figures(report: dict) -> None:
     low, high = energy_uj["error"]
     print(f"energy: {energy_uj['total']:.0f} µJ ({low:.0f} to {high:.0f}) by published figures at 45 nm: {parts}")
     print(f"  counted by the simulation build alone: {', '.join(energy_uj['simulation_only'])}; power of an FPGA: not estimated")
-    speedup = total["speedup_vs_w8a8"]
-    if speedup:
-        print(f"against the same network at W8A8 on this machine ({speedup['w8a8_cycles']:,} cycles, "
-              f"{speedup['w8a8_energy_uj']:.0f} µJ; its weights: {speedup['w8a8_checkpoint']}): "
+    for speedup in (total[name] for name in SPEEDUPS if total[name]):
+        print(f"against the same network at {speedup['twin']}, bit-serial, on this machine ({speedup['twin_cycles']:,} cycles, "
+              f"{speedup['twin_energy_uj']:.0f} µJ; its weights: {speedup['twin_checkpoint']}): "
               f"{speedup['cycles']:.2f}x fewer cycles, {speedup['energy']:.2f}x less energy")
     print("against an int8 multiply-accumulate array of equal area, estimated before layout, bit-serial has "
           + ", ".join(f"{share}x the throughput at W{bits}" for bits, share in EQUAL_AREA.items())

@@ -91,6 +91,11 @@ def method_of(name: str, half: str) -> Method:
     return METHODS[name]
 
 
+def uneven(quant: str) -> bool:
+    """Whether a quantiser, or one of a pair "weights+activations", has codes that the bit-serial engine does not take."""
+    return any(name in METHODS and METHODS[name].uneven for name in quant.split("+"))
+
+
 def _maker(name: str, half: str, fixed: int, options: dict) -> Callable:
     """The callable of one half of a method, its options checked; its first `fixed` parameters are no options."""
     make = getattr(method_of(name, half), half)
