@@ -114,6 +114,10 @@ class Request:
         """Size of the body of its response."""
         return HEADER.size + 1 + (0 if self.command & 1 else self.count * WORD_BYTES)
 
+    def answered_by(self, body: bytes) -> bool:
+        """Whether `body` is a response to this request."""
+        return len(body) == self.response_bytes and body.startswith(self.header)
+
 
 def encode(body: bytes) -> bytes:
     """The frame of a body, as it goes over the wire."""

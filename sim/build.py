@@ -105,8 +105,10 @@ def ports(verilog: str, top: str) -> dict[str, int]:
     return {name: int(high or 0) + 1 for high, name in found if "__" not in name}
 
 
-def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval: bool = True, quiet: bool = False) -> Path:
-    """The shared library of `verilog`, built unless the cache has it; returns its path.
+def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval: bool = True, quiet: bool = False,
+          harness: Path = HERE / "harness.cpp") -> Path:
+    """The shared library of `verilog` and `harness` (by default the one with a memory of `axi_bits`), built unless the cache has
+    it; returns its path.
 
     `single_eval` clocks the registers on both edges (15-20 % faster): right for a design whose outputs do not depend on inputs of
     the same cycle, as AXI demands; the harness looks for that during its first cycles. Safe to call from several processes at
@@ -117,7 +119,7 @@ def build(verilog: str, *, axi_bits: int, top: str = "seriatim_top", single_eval
     source = both_edges(verilog) if single_eval else None
     defines = (f"-DAXI_BITS={axi_bits}", f"-DBOTH_EDGES={int(source is not None)}")
     source = source or verilog
-    harness = (HERE / "harness.cpp").read_text()
+    harness = harness.read_text()
     popcount = (HERE / "popcount.h").read_text()
     found = ports(verilog, top)
     table = "".join(f" \\\n    X({name}, {bits})" for name, bits in found.items())

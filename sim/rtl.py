@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,22 +22,30 @@ MAX_CYCLES = 20_000_000_000
 def verilog(config: Config, observe: bool = False) -> str:
     """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds).
     `observe`: with the ports that a trace is made of."""
-    hw = Path(__file__).parent.parent / "hw"
+    def top():
+        from seriatim.hw.top import Seriatim
+
+        return Seriatim(config, simulation=True, sleep=True, observe=observe)
+
+    what = f"the {config} machine{' with trace ports' if observe else ''}"
+    return elaborated(top, [asdict(config), observe], ["hw"], what)
+
+
+def elaborated(top: Callable, parameters: list, parts: list[str], what: str) -> str:
+    """The simulation build's Verilog of what `top()` returns, as module `seriatim_top`. It comes from `parameters` (JSON) and from
+    the sources of the contract and of `parts`, by which it is cached."""
     contract = (path for path in Path(seriatim.__file__).parent.glob("*.py") if path.name != "cli.py")
-    sources = sorted([*hw.glob("*.py"), *contract])
-    key = hashlib.sha256(json.dumps([asdict(config), observe]).encode() + version("amaranth").encode())
+    sources = sorted([*(path for part in parts for path in Path(__file__).parent.parent.joinpath(part).glob("*.py")), *contract])
+    key = hashlib.sha256(json.dumps(parameters).encode() + version("amaranth").encode())
     for path in sources:
         key.update(path.read_bytes())
 
     def make(folder: Path):
         from seriatim.hw.convert import SIM, to_verilog
-        from seriatim.hw.top import Seriatim
 
-        top = Seriatim(config, simulation=True, sleep=True, observe=observe)
-        (folder / "top.v").write_text(to_verilog(top, "seriatim_top", platform=SIM))
+        (folder / "top.v").write_text(to_verilog(top(), "seriatim_top", platform=SIM))
 
-    what = f"Verilog of the {config} machine{' with trace ports' if observe else ''}"
-    return (build.cached("verilog", key.hexdigest()[:24], make, what) / "top.v").read_text()
+    return (build.cached("verilog", key.hexdigest()[:24], make, f"Verilog of {what}") / "top.v").read_text()
 
 
 def library(config: Config, observe: bool = False) -> Path:

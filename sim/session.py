@@ -75,6 +75,10 @@ class Session(ABC):
     def csr_write(self, name: str, value: int) -> None:
         """Writes a register."""
 
+    def csr_read64(self, name: str) -> int:
+        """Value of the two registers `name`_LO and `name`_HI."""
+        return self.csr_read(f"{name}_LO") | self.csr_read(f"{name}_HI") << 32
+
     @abstractmethod
     def wait(self) -> None:
         """Returns when the machine raises its interrupt. Raises MachineError where it never will."""
@@ -124,7 +128,7 @@ class Session(ABC):
         self.csr_write("CTRL", 2)
         if status & 4:
             self._failed(program)
-        total = {c: self.csr_read(f"{c.name}_LO") | self.csr_read(f"{c.name}_HI") << 32 for c in Counter}
+        total = {c: self.csr_read64(c.name) for c in Counter}
         return Counts(total, self._by_layer(program.layers, total), wall)
 
     def _failed(self, program: Program):
@@ -145,7 +149,7 @@ class Session(ABC):
             row = {}
             for c in Counter:
                 self.csr_write("PROFILE_ADDR", layer * csr.PROFILE_ROW + c)
-                row[c] = self.csr_read("PROFILE_LO") | self.csr_read("PROFILE_HI") << 32
+                row[c] = self.csr_read64("PROFILE")
             rows.append(row)
         rows.append(total)
         if not layers:

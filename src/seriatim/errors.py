@@ -40,6 +40,10 @@ class ToolError(SeriatimError):
     """A tool (compiler, Verilator, yosys) is missing or failed."""
 
 
+class LinkError(SeriatimError):
+    """The link to a board does not work: no such port, unplugged, no answer, another protocol."""
+
+
 class MachineError(SeriatimError):
     """The accelerator stopped with an error: `cause` is its CSR value, `pc` the byte offset of the instruction."""
 

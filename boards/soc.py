@@ -1,0 +1,136 @@
+"""A whole board in Verilator behind a pseudo-terminal: the real driver talks to it, over the real protocol."""
+
+import ctypes
+import os
+import select
+import threading
+import tty
+from dataclasses import asdict
+from pathlib import Path
+
+from seriatim.config import Config
+from seriatim.errors import ToolError
+from seriatim.sim import build, rtl
+
+from .memory import OnChip
+
+DIVISOR = 4
+"""Clock cycles of a bit: the least, since simulated cycles take time."""
+CLOCK_HZ = 12_000_000
+CHUNK = 2_000
+"""Cycles between two looks at the pseudo-terminal."""
+IDLE_CYCLES = 1_000_000
+"""After so many cycles without a byte the simulated board's clock stops until one comes, so that nobody's computer is kept busy."""
+ROOM = 1 << 16
+
+_ABI = {
+    "create": (ctypes.c_void_p, [ctypes.c_uint32]),
+    "destroy": (None, [ctypes.c_void_p]),
+    "send": (None, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]),
+    "take": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]),
+    "run": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_uint64]),
+    "cycle": (ctypes.c_uint64, [ctypes.c_void_p]),
+}
+
+
+def library(config: Config, memory: OnChip) -> Path:
+    """The Verilated library of a shell with `memory`, built unless the cache has it."""
+
+    def top():
+        from .shell import Shell
+
+        return Shell(config, clock_hz=CLOCK_HZ, baud=CLOCK_HZ // DIVISOR, memory=memory)
+
+    parameters = [asdict(config), type(memory).__name__, asdict(memory), CLOCK_HZ, DIVISOR]
+    verilog = rtl.elaborated(top, parameters, ["hw", "boards"], f"a board with the {config} machine")
+    return build.build(verilog, axi_bits=config.axi_bits, harness=Path(__file__).with_name("soc.cpp"))
+
+
+class Board:
+    """The simulated board: bytes in, bytes out, cycles."""
+
+    def __init__(self, library: Path):
+        self._handle = None
+        try:
+            loaded = ctypes.CDLL(str(library))
+        except OSError as e:
+            raise ToolError(f"could not load the simulator {library}: {e}; delete its folder to have it built again") from e
+        for name, (result, arguments) in _ABI.items():
+            function = getattr(loaded, f"board_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, f"_{name}", function)
+        self._handle = self._create(DIVISOR)
+
+    def send(self, data: bytes) -> None:
+        """Bytes that the board will receive, one after the other."""
+        self._send(self._handle, data, len(data))
+
+    def run(self, cycles: int) -> int:
+        """Advances the clock; returns the cycles since the lines last moved."""
+        return self._run(self._handle, cycles)
+
+    def take(self) -> bytes:
+        """The bytes that it has sent."""
+        data = ctypes.create_string_buffer(ROOM)
+        count = self._take(self._handle, data, ROOM)
+        return data.raw[:count]
+
+    @property
+    def cycle(self) -> int:
+        return self._cycle(self._handle)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._destroy(self._handle)
+            self._handle = None
+
+
+class Plugged:
+    """A simulated board that is plugged in: a thread runs it behind a pseudo-terminal whose name is `port`.
+
+    `wire(data, to_board)` may change what goes over the line, for tests; by default nothing happens to it.
+    """
+
+    def __init__(self, config: Config, memory: OnChip, wire=lambda data, to_board: data):
+        self._board, self._wire = Board(library(config, memory)), wire
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        self.port = os.ttyname(self._slave)
+        self._stop = os.pipe()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        quiet = IDLE_CYCLES
+        while True:
+            readable, _, _ = select.select([self._master, self._stop[0]], [], [], None if quiet >= IDLE_CYCLES else 0)
+            if self._stop[0] in readable:
+                return
+            if readable:
+                self._board.send(self._wire(os.read(self._master, ROOM), True))
+            quiet = self._board.run(CHUNK)
+            data = self._wire(self._board.take(), False)
+            while data:
+                data = data[os.write(self._master, data):]
+
+    @property
+    def cycle(self) -> int:
+        """Cycles that the board has run."""
+        return self._board.cycle
+
+    def close(self) -> None:
+        """Pulls the plug."""
+        if self._thread.is_alive():
+            os.write(self._stop[1], b"x")
+            self._thread.join()
+        if self._master >= 0:
+            for descriptor in (self._master, self._slave, *self._stop):
+                os.close(descriptor)
+            self._master = -1
+            self._board.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
