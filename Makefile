@@ -4,13 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 STAMP := .venv/.seriatim-env
 
-# make sim NET=resnet18 W=1 A=8 [QUANT=slb] [ACT_QUANT=pact] [IMAGE=224] [IMAGES=10] [FIRST_LAST=8] [OUT=dir] [ARGS="--latency 50 ..."]
+# make sim NET=resnet18 W=1 A=8 [QUANT=slb] [ACT_QUANT=pact] [IMAGE=224] [IMAGES=10] [FIRST_LAST=8] [BOARD=icebreaker [DEVICE=port]] [OUT=dir] [ARGS="--latency 50 ..."]
 NET ?= resnet18
 W ?= 1
 A ?= 8
 option = $(if $($(1)),$(2) $($(1)))
 SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call option,ACT_QUANT,--act-quant) \
-	$(call option,IMAGE,--image) $(call option,IMAGES,--images) $(call option,FIRST_LAST,--first-last) $(call option,OUT,--out) $(ARGS)
+	$(call option,IMAGE,--image) $(call option,IMAGES,--images) $(call option,FIRST_LAST,--first-last) \
+	$(call option,BOARD,--board) $(call option,DEVICE,--device) $(call option,OUT,--out) $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help env sim test test-slow cocotb soak data lint types bench docs clean
@@ -18,7 +19,7 @@ SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo
-	@echo '  make sim NET=resnet18 W=1 A=8 [QUANT=slb] [ACT_QUANT=pact] [IMAGE=224] [IMAGES=10] [FIRST_LAST=8] [OUT=dir] [ARGS=...]'
+	@echo '  make sim NET=resnet18 W=1 A=8 [QUANT=slb] [ACT_QUANT=pact] [IMAGE=224] [IMAGES=10] [FIRST_LAST=8] [BOARD=icebreaker [DEVICE=port]] [OUT=dir] [ARGS=...]'
 
 env: $(STAMP) ## create .venv with every pinned dependency
 

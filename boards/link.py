@@ -1,8 +1,8 @@
 """The host's end of the link: requests out, responses in, whatever the line does to them.
 
-Several requests may be under way, as many as the shell's buffer holds; the shell does them in order, so that a response tells that
-those to earlier requests are lost, or their requests were. Whatever is not answered is sent again (`protocol` says why that is
-safe). A response counts only if its frame is whole, it begins with its request's own header and has the right length.
+Several requests may be under way, as many as the shell's buffer holds; the shell does them in order, so that a response tells
+that those to earlier requests are lost, or their requests were. Whatever is not answered is sent again (`protocol` says why that
+is safe). A response counts only if its frame is whole, it begins with its request's own header and has the right length.
 """
 
 import random
@@ -39,8 +39,8 @@ class Traffic:
 
 
 class Link:
-    """A link to a shell at the far end of `port`, which it owns: an object with `write(bytes)`, `read()` (whatever has come, waiting
-    a little for a first byte) and `close()`; its `name` is for messages.
+    """A link to a shell at the far end of `port`, which it owns: an object with `write(bytes)`, `read()` (whatever has come,
+    waiting a little for a first byte) and `close()`; its `name` is for messages.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ class Link:
         self.shell = {r.name: value for r, value in
                       zip(protocol.REGISTERS, self.csr_read("SHELL_ID", len(protocol.REGISTERS)))}
         if self.shell["SHELL_ID"] != protocol.MAGIC:
-            raise LinkError(f"{self.port.name}: register SHELL_ID reads {self.shell['SHELL_ID']:#010x}, not {protocol.MAGIC:#010x}: "
-                            "this is no shell of Seriatim; program the board with `make bitstream`'s file")
+            raise LinkError(f"{self.port.name}: register SHELL_ID reads {self.shell['SHELL_ID']:#010x}, not "
+                            f"{protocol.MAGIC:#010x}: no shell of Seriatim is there; write our bitstream to the board")
         if self.shell["PROTOCOL"] != protocol.VERSION:
             raise LinkError(f"{self.port.name}: the board speaks version {self.shell['PROTOCOL']} of the protocol, this driver "
                             f"{protocol.VERSION}: program it with a bitstream of this release")
@@ -172,8 +172,8 @@ class Link:
             end = request.address + request.count * WORD_BYTES
             raise LinkError(f"{self.port.name}: bytes {request.address:#x}..{end:#x}: the board's memory ends at "
                             f"{self.memory_bytes:#x}")
-        raise LinkError(f"{self.port.name}: the board answered {request.command!r} with status {status}: it speaks another protocol; "
-                        "program it with a bitstream of this release")
+        raise LinkError(f"{self.port.name}: the board answered {request.command!r} with status {status}: it speaks another "
+                        "protocol; program it with a bitstream of this release")
 
     def _silence(self, pending: "_Pending") -> str:
         t = self.traffic

@@ -9,8 +9,8 @@ WAIT_S = 0.02
 
 
 class SerialPort:
-    """The port named `name` at `baud`, opened for this process alone. Raises LinkError where it cannot be opened, and from then on
-    where it has gone."""
+    """The port named `name` at `baud`, opened for this process alone. Raises LinkError where it cannot be opened, and from then
+    on where it has gone."""
 
     def __init__(self, name: str, baud: int):
         self.name = name
@@ -18,8 +18,8 @@ class SerialPort:
             self._serial = serial.Serial(name, baud, timeout=WAIT_S, exclusive=True)
             self._serial.reset_input_buffer()
         except (OSError, ValueError) as e:
-            raise LinkError(f"{name} at {baud} baud cannot be opened: {e}; is the board plugged in, may you use it (Debian: group "
-                            "dialout), and does no other program have it?") from e
+            raise LinkError(f"{name} at {baud} baud cannot be opened: {e}; is the board plugged in, may you use it (Debian: "
+                            "group dialout), and does no other program have it?") from e
 
     def write(self, data: bytes) -> None:
         try:
@@ -34,8 +34,8 @@ class SerialPort:
             raise self._gone(e) from e
 
     def _gone(self, why: Exception) -> LinkError:
-        return LinkError(f"{self.name} has gone ({why}): was the board unplugged? Plug it in and run again; nothing was kept of what "
-                         "was under way")
+        return LinkError(f"{self.name} has gone ({why}): was the board unplugged? Plug it in and run again; nothing was kept "
+                         "of what was under way")
 
     def close(self) -> None:
         self._serial.close()

@@ -7,6 +7,7 @@ import numpy as np
 from seriatim.config import Config
 from seriatim.csr import Status
 from seriatim.errors import ArtefactError, MachineError
+from seriatim.sim.executor import OpenSession
 from seriatim.sim.session import Session
 
 from .link import Link
@@ -18,8 +19,15 @@ PATIENCE_S = 600.0
 """Far above any program: the hardware's watchdog stops a machine that hangs."""
 
 
+def opener(device: str, baud: int) -> OpenSession:
+    """Opens sessions of the board at serial port `device`."""
+    from .serialport import SerialPort
+
+    return lambda config, memory_bytes: BoardSession(config, memory_bytes, Link(SerialPort(device, baud)))
+
+
 class BoardSession(Session):
-    """The accelerator at the far end of `link`, which stays open. It is reset first; memory starts at address 0.
+    """The accelerator at the far end of `link`, which it owns. It is reset first; memory starts at address 0.
 
     Raises ArtefactError where it was built from another Config or has less memory than `memory_bytes`.
     """
@@ -29,12 +37,16 @@ class BoardSession(Session):
     def __init__(self, config: Config, memory_bytes: int, link: Link, patience_s: float = PATIENCE_S):
         super().__init__(config)
         self.link, self.patience_s = link, patience_s
-        self.check()
-        if memory_bytes > link.memory_bytes:
-            raise ArtefactError(f"the program and its tensors take {memory_bytes:,} bytes, the board's memory has "
-                                f"{link.memory_bytes:,}: run fewer images at a time, or compile for a board with more")
-        link.csr_write("RESET", 1)
-        link.csr_write("RESET", 0)
+        try:
+            self.check()
+            if memory_bytes > link.memory_bytes:
+                raise ArtefactError(f"the program and its tensors take {memory_bytes:,} bytes, the board's memory has "
+                                    f"{link.memory_bytes:,}: run fewer images at a time, or compile for a board with more")
+            link.csr_write("RESET", 1)
+            link.csr_write("RESET", 0)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, address, data):
         data = bytes(data) if isinstance(data, bytes | bytearray) else np.ascontiguousarray(data, np.uint8).tobytes()
@@ -62,6 +74,9 @@ class BoardSession(Session):
 
     def csr_write(self, name, value):
         self.link.csr_write(name, value)
+
+    def close(self):
+        self.link.close()
 
     def wait(self):
         start, (pause, longest) = time.monotonic(), POLL_S

@@ -12,15 +12,20 @@ from seriatim.config import Config
 from seriatim.errors import ToolError
 from seriatim.sim import build, rtl
 
+from .link import Link
 from .memory import OnChip
+from .serialport import SerialPort
+from .session import BoardSession
 
 DIVISOR = 4
 """Clock cycles of a bit: the least, since simulated cycles take time."""
 CLOCK_HZ = 12_000_000
+BAUD = CLOCK_HZ // DIVISOR
+TIMEOUT_S = 5.0
 CHUNK = 2_000
 """Cycles between two looks at the pseudo-terminal."""
 IDLE_CYCLES = 1_000_000
-"""After so many cycles without a byte the simulated board's clock stops until one comes, so that nobody's computer is kept busy."""
+"""After so many cycles without a byte the simulated board's clock stops until one comes, to keep nobody's computer busy."""
 ROOM = 1 << 16
 
 _ABI = {
@@ -39,7 +44,7 @@ def library(config: Config, memory: OnChip) -> Path:
     def top():
         from .shell import Shell
 
-        return Shell(config, clock_hz=CLOCK_HZ, baud=CLOCK_HZ // DIVISOR, memory=memory)
+        return Shell(config, clock_hz=CLOCK_HZ, baud=BAUD, memory=memory)
 
     parameters = [asdict(config), type(memory).__name__, asdict(memory), CLOCK_HZ, DIVISOR]
     verilog = rtl.elaborated(top, parameters, ["hw", "boards"], f"a board with the {config} machine")
@@ -129,8 +134,28 @@ class Plugged:
             self._master = -1
             self._board.close()
 
+    def link(self) -> Link:
+        """A link to it. The computer that simulates may be busy: that a board is late means little."""
+        return Link(SerialPort(self.port, BAUD), timeout_s=TIMEOUT_S)
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+class SimulatedSession(BoardSession):
+    """A session of a simulated board of its own, fresh from its configuration."""
+
+    def __init__(self, config: Config, memory_bytes: int, memory: OnChip):
+        self.plugged = Plugged(config, memory)
+        try:
+            super().__init__(config, memory_bytes, self.plugged.link())
+        except BaseException:
+            self.plugged.close()
+            raise
+
+    def close(self):
+        super().close()
+        self.plugged.close()

@@ -139,12 +139,13 @@ def _stored(f: dict, address: int, word_bytes: int) -> tuple[int, int] | None:
 
 def main(args) -> int:
     """`seriatim diverge`: runs a network as `sim` does and locates the first difference from PyTorch; returns 1 for one."""
-    from seriatim.sim.driver import Job, config_of, memory_of, opener
+    from seriatim.sim.driver import Job, complete, config_of, memory_of, opener
     from seriatim.sim.executor import Executor
 
+    complete(args)
     config, job = config_of(args), Job.load(args)
     artefact = job.compile(config)
-    open_session = opener(args.session, memory_of(args))
+    open_session = opener(args.session, memory_of(args), board=args.board, device=args.device)
     executor = Executor(config, open_session)
     artefact.run(job.images.astype(np.int32), executor=executor)
     reference = job.reference()

@@ -25,8 +25,14 @@ def config_of(args) -> Config:
     """The machine that the command line describes: what it leaves out is the default. It has the shift-add array where the
     quantiser's codes need it."""
     from seriatim.algo.quantisers.registry import uneven
+    from seriatim.boards import catalogue
 
     given = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi, "shift_lanes": args.shift_lanes}
+    if args.board:
+        if any(value is not None for value in given.values()):
+            raise ConfigError(f"--board {args.board} with --m, --n, --k, --axi or --shift-lanes: a board has its own machine; "
+                              "leave them out")
+        return catalogue.find(args.board).config
     config = dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
     if args.shift_lanes is None and uneven(args.quant or ""):
         config = dataclasses.replace(config, shift_lanes=config.k // 16)
@@ -35,14 +41,38 @@ def config_of(args) -> Config:
 
 def memory_of(args) -> Memory:
     """The memory behind the machine that the command line describes."""
+    if args.board:
+        from seriatim.boards import catalogue
+
+        return catalogue.find(args.board).timing
     return Memory(latency=args.latency, outstanding=args.outstanding)
 
 
-def opener(level: str, memory: Memory | None = None, library: Path | None = None, observe: bool = False) -> OpenSession:
-    """Opens sessions of a level: "rtl" (the Verilated machine, on `memory`, by default `Memory()`) or "isa". `observe`: they
-    remember what a trace is made of; raises ConfigError where the level cannot."""
+def complete(args) -> None:
+    """Fills in what the command line leaves to --board: the level and the clock."""
+    if args.device and not args.board:
+        raise ConfigError(f"--device {args.device} without --board: say which board is there")
+    args.session = args.session or ("board" if args.board else "rtl")
+    if getattr(args, "clock_mhz", 0) is None:
+        from seriatim.boards import catalogue
+
+        args.clock_mhz = catalogue.find(args.board).clock_hz / 1e6 if args.board else 100
+
+
+def opener(level: str, memory: Memory | None = None, library: Path | None = None, observe: bool = False, board: str | None = None,
+           device: str | None = None) -> OpenSession:
+    """Opens sessions of a level: "rtl" (the Verilated machine, on `memory`, by default `Memory()`), "isa", or "board": the board
+    of that name, at serial port `device` or simulated. `observe`: they remember what a trace is made of; raises ConfigError where
+    the level cannot."""
     if observe and level != "rtl":
-        raise ConfigError(f"--trace with --session {level}: that level knows no cycles; trace the rtl level")
+        raise ConfigError(f"--trace on the {level} level: it has no trace ports; use --session rtl")
+    if level == "board":
+        from seriatim.boards import catalogue, session, soc
+
+        found = catalogue.find(board)
+        if device:
+            return session.opener(device, found.baud)
+        return lambda config, size: soc.SimulatedSession(config, size, found.memory)
     if level == "isa":
         from seriatim.sim.session import IsaSession
 
@@ -200,9 +230,10 @@ def folder_of(args) -> Path:
 def main_sim(args) -> int:
     """`seriatim sim`. Returns 0 where every element of every layer equals PyTorch's, 1 otherwise."""
     start = time.perf_counter()
+    complete(args)
     config, memory = config_of(args), memory_of(args)
-    open_session = opener(args.session, memory)
-    traced = opener(args.session, memory, observe=args.trace)
+    open_session = opener(args.session, memory, board=args.board, device=args.device)
+    traced = opener(args.session, memory, observe=args.trace) if args.trace else open_session
     with Step(f"network {args.checkpoint or args.net or ''}"):
         job = Job.load(args)
     with Step(f"compiling for the {config} machine"):
@@ -213,7 +244,7 @@ def main_sim(args) -> int:
     wall_s = time.perf_counter() - start
     speedups = {}
     whole = all(row["op"] != "seriatim.qconv2d" for row in artefact.cpu_fallback)  # else these are not the network's cycles
-    if args.baseline and args.session != "isa" and executor.runs and whole and job.net.spec() is None:
+    if args.baseline and args.session == "rtl" and executor.runs and whole and job.net.spec() is None:
         for name, twin in baseline.twins(args).items():
             with Step(f"the same network at W{twin.w}A{twin.a}, bit-serial, to compare with"):
                 own = reports.counters(executor.runs)

@@ -32,8 +32,8 @@ def verilog(config: Config, observe: bool = False) -> str:
 
 
 def elaborated(top: Callable, parameters: list, parts: list[str], what: str) -> str:
-    """The simulation build's Verilog of what `top()` returns, as module `seriatim_top`. It comes from `parameters` (JSON) and from
-    the sources of the contract and of `parts`, by which it is cached."""
+    """The simulation build's Verilog of what `top()` returns, as module `seriatim_top`. It comes from `parameters` (JSON) and
+    from the sources of the contract and of `parts`, by which it is cached."""
     contract = (path for path in Path(seriatim.__file__).parent.glob("*.py") if path.name != "cli.py")
     sources = sorted([*(path for part in parts for path in Path(__file__).parent.parent.joinpath(part).glob("*.py")), *contract])
     key = hashlib.sha256(json.dumps(parameters).encode() + version("amaranth").encode())

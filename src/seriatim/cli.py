@@ -70,7 +70,8 @@ def _network(p: argparse.ArgumentParser, extra: tuple[str, ...] = ()) -> None:
 
 
 def _geometry(p: argparse.ArgumentParser) -> None:
-    """Which accelerator; what is left out takes Config's default."""
+    """Which accelerator: a board's, or that of Config's default but for what is given."""
+    p.add_argument("--board", metavar="NAME", help="the machine of that board (boards/catalogue.py)")
     p.add_argument("--m", type=whole("the array's rows M", 1, 64), metavar="ROWS", help="array rows: output positions")
     p.add_argument("--n", type=whole("the array's columns N", 1, 64), metavar="COLS", help="array columns: output channels")
     p.add_argument("--k", type=whole("the lanes K", 8, 512), metavar="LANES", help="lanes of a dot product: input channels")
@@ -89,8 +90,11 @@ def _run(p: argparse.ArgumentParser) -> None:
                    help="cycles from an address to its first data (default: %(default)s)")
     p.add_argument("--outstanding", type=whole("the outstanding bursts", 1, 64), default=8, metavar="N",
                    help="bursts the memory accepts at a time, each way (default: %(default)s)")
-    p.add_argument("--session", choices=("rtl", "isa"), default="rtl",
-                   help="rtl: the Verilated accelerator; isa: the ISA simulator (default: %(default)s)")
+    p.add_argument("--session", choices=("rtl", "isa"),
+                   help="rtl: the Verilated accelerator; isa: the ISA simulator (default: rtl, or with --board that whole board "
+                        "behind its link)")
+    p.add_argument("--device", metavar="PORT",
+                   help="serial port of the --board, e.g. /dev/ttyUSB1 (default: the board is simulated)")
     p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of whatever is random (default: %(default)s)")
 
 
@@ -175,9 +179,9 @@ def _compared(p: argparse.ArgumentParser) -> None:
 
 def _sim(p: argparse.ArgumentParser) -> None:
     _compared(p)
-    p.add_argument("--clock-mhz", type=whole("the clock", 1, 10_000, "MHz"), default=100, metavar="MHZ",
+    p.add_argument("--clock-mhz", type=whole("the clock", 1, 10_000, "MHz"), metavar="MHZ",
                    help="clock at which the report states latency and images per second: an assumption, no measurement "
-                        "(default: %(default)s)")
+                        "(default: 100, or the --board's)")
     p.add_argument("--no-baseline", dest="baseline", action="store_false",
                    help="leave out the same network at W8A8, which the speed-up is stated against (run once, then cached)")
     p.add_argument("--trace", action="store_true",
