@@ -4,9 +4,11 @@ Each layer becomes a `Job`, then a `tiler.Plan`, then instructions in the order 
 overlap; `schedule.Builder` makes them overlap.
 """
 
+from dataclasses import replace
+
 from seriatim.compiler import engines, ir, layout, model, schedule, tiler
 from seriatim.compiler.emit import Emitter
-from seriatim.compiler.jobs import Job, check_widths, job_of
+from seriatim.compiler.jobs import Job, Pick, check_widths, job_of
 from seriatim.compiler.program import Compiled, LayerInfo, Place
 from seriatim.config import Config, Memory
 from seriatim.errors import CompileError
@@ -55,13 +57,29 @@ def _constants(job: Job, memory: _Segments, config: Config) -> None:
 
 
 def generate(region: ir.Region, config: Config, memory: Memory | None = None) -> Compiled:
-    """The region's program for the machine of `config`, with the cycles that it takes on `memory` (by default `Memory()`; the
-    program itself does not depend on it). Raises CompileError, naming the layer, where something does not fit."""
+    """The region's program for the machine of `config`, with the cycles that it takes on `memory` (by default `Memory()`). A
+    layer that two engines can run has the one that takes fewer there. Raises CompileError, naming the layer, where something does
+    not fit."""
+    memory = memory or Memory()
+
+    def pick(layer: ir.Layer, found: list[engines.Codes]) -> engines.Codes:
+        def alone(codes: engines.Codes) -> LayerInfo:
+            own = ir.Region(layer.reads, (layer.out,), (layer,))
+            compiled = _program(own, config, memory, lambda _, same: next(c for c in same if c.engine is codes.engine))
+            return replace(compiled.layers[0], cycles=compiled.cycles)
+
+        return engines.cheaper(found, alone, config)
+
+    return _program(region, config, memory, pick)
+
+
+def _program(region: ir.Region, config: Config, memory: Memory, pick: Pick) -> Compiled:
+    """The program with the engines that `pick` chooses."""
     tail_zero = dict.fromkeys((t.name for t in region.inputs), True)
     segments, jobs = _Segments(), []
     for layer in region.layers:
         check_widths(layer, config)
-        job = job_of(layer, config, tail_zero)
+        job = job_of(layer, config, tail_zero, pick)
         tail_zero[layer.out.name] = job.tail_zero and (job.res is None or tail_zero[job.res.name])
         job.plan = tiler.plan(job.work, config)
         _constants(job, segments, config)
@@ -95,7 +113,7 @@ def generate(region: ir.Region, config: Config, memory: Memory | None = None) ->
     address = segments.reserve(len(program))
     if segments.size > 1 << 32:
         raise CompileError(f"{segments.size} bytes of memory: addresses have 32 bits; use a smaller batch or image")
-    predicted = model.predict(program, config, memory or Memory())
+    predicted = model.predict(program, config, memory)
     cycles = predicted.layers + (0,) * len(jobs)
     infos = tuple(_info(job, i, config, cycles[i], first) for i, (job, first) in enumerate(zip(jobs, zip(loads, firsts, stores))))
     return Compiled(config, program, address, image, places, infos, tuple(t.name for t in region.inputs),

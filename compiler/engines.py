@@ -1,15 +1,18 @@
-"""Which engine runs a layer, and with which codes: `choose` compares what the formats and the machine allow."""
+"""Which engine runs a layer, and with which codes: `candidates` says what formats and machine allow, `cheaper` chooses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from seriatim.compiler import ir, legal
+from seriatim.compiler.program import LayerInfo
 from seriatim.config import Config
+from seriatim.csr import Counter
 from seriatim.errors import CompileError
 from seriatim.formats import Format, Kind
 from seriatim.isa import TABLE_PART, THRESHOLDS, Engine, Table
-from seriatim.sim import shiftadd
+from seriatim.sim import energy, shiftadd
 
 MAX_WEIGHT_BITS = 9
 """Planes of weights that the bit-serial engine takes."""
@@ -26,6 +29,7 @@ class Codes:
     -------
     kind, bits : of the codes as stored.
     codes : of every weight, uint16, 0 for lanes outside; where there is a `lut`, its indices.
+    steps, passes : for a pair of words; the passes over the weights among them.
     values : entries of the table VALUES. form : fields of FORMAT that the engine needs.
     """
 
@@ -34,15 +38,16 @@ class Codes:
     bits: int
     codes: np.ndarray
     steps: int
+    passes: int = 1
     lut: np.ndarray | None = None
     values: tuple[int, ...] = ()
     form: dict = field(default_factory=dict)
     reason: str = ""
 
 
-def choose(name: str, w: np.ndarray, w_format: Format, read: Format, zeros: bool, lanes: int, bound: int,
-           config: Config) -> Codes:
-    """The engine of fewer steps for a pair of words.
+def candidates(name: str, w: np.ndarray, w_format: Format, read: Format, zeros: bool, lanes: int, bound: int,
+               config: Config) -> list[Codes]:
+    """The engines that can run a layer, one or two; of one alone the reason is why the other cannot.
 
     `w` are values; `zeros`: lanes outside must hold the value 0; `lanes` of a word are used at most; `bound` is the largest
     accumulator. Raises CompileError with the reason of each engine where neither can.
@@ -55,13 +60,41 @@ def choose(name: str, w: np.ndarray, w_format: Format, read: Format, zeros: bool
             refused.append(str(error))
     if not found:
         raise CompileError(f"{name}: " + "; ".join(refused))
-    best = min(found, key=lambda codes: codes.steps)
-    if len(found) == 2:
-        other = found[1 - found.index(best)]
-        best.reason = f"{best.steps} steps for a pair of words, {NAMES[other.engine]} {other.steps}"
-    else:
-        best.reason = refused[0]
-    return best
+    if refused:
+        found[0].reason = refused[0]
+    return found
+
+
+def cheaper(found: list[Codes], alone: Callable[[Codes], LayerInfo], config: Config) -> Codes:
+    """Of the engines that can run a layer the one of fewer cycles, and of equal ones that of less energy. `alone(codes)` is the
+    layer in a program of its own, with the cycles that the model foretells."""
+    if len(found) == 1:
+        return found[0]
+    costs = []
+    for codes in found:
+        info = alone(codes)
+        uj = round(sum(energy.by_event(config, expected(codes, info, config)).values()), 3)
+        costs.append((info.cycles, uj))
+    best = min((0, 1), key=lambda i: costs[i])
+    (cycles, uj), (more, others) = costs[best], costs[1 - best]
+    other = NAMES[found[1 - best].engine]
+    found[best].reason = (f"{cycles:,} cycles predicted, {other} {more:,}" if cycles < more else
+                          f"{uj} µJ expected, {other} {others}, in as many cycles")
+    return found[best]
+
+
+def expected(codes: Codes, info: LayerInfo, config: Config) -> dict[Counter, int]:
+    """Counters of a layer as far as its engine makes a difference, from the number of its steps; every second bit is a one, and
+    words follow each other at random."""
+    counts = dict.fromkeys(Counter, 0)
+    counts |= {Counter.ARRAY_STEPS: info.steps, Counter.READ_BEATS: info.wgt_bytes // config.axi_bytes}
+    if codes.engine is Engine.BIT_SERIAL:
+        return counts | {Counter.ARRAY_ONES: info.steps * config.peak // 4,
+                         Counter.ACT_FLIPS: info.steps * config.m * config.k // 2,
+                         Counter.WGT_FLIPS: info.steps * config.n * config.k // 2}
+    words = info.steps // codes.steps
+    return counts | {Counter.SHIFT_STEPS: info.steps, Counter.SHIFT_ACT_READS: words * info.a,
+                     Counter.SHIFT_WGT_READS: words * codes.bits * codes.passes}
 
 
 def _bit_serial(w, w_format: Format, read: Format, zeros, lanes: int, bound: int, config: Config) -> Codes:
@@ -117,7 +150,8 @@ def _shift_add(w, w_format: Format, read: Format, zeros, lanes: int, bound: int,
     reason = shiftadd.refusal(fields, form, config)
     if reason:
         raise CompileError(reason)
-    return Codes(Engine.SHIFT_ADD, kind, bits, codes, shiftadd.steps(fields, form), lut, values, form)
+    passes = read.bits if shiftadd.by_planes(fields) else 1
+    return Codes(Engine.SHIFT_ADD, kind, bits, codes, shiftadd.steps(fields, form), passes, lut, values, form)
 
 
 def _codebook(w: np.ndarray, fmt: Format, zeros: bool):

@@ -80,16 +80,20 @@ def _narrow(name: str, what: str, value: int, bits: int) -> int:
     return value
 
 
-def job_of(layer: ir.Layer, config: Config, tail_zero: dict[str, bool]) -> Job:
+Pick = Callable[[ir.Layer, list[engines.Codes]], engines.Codes]
+"""Chooses one of the engines that can run a layer."""
+
+
+def job_of(layer: ir.Layer, config: Config, tail_zero: dict[str, bool], pick: Pick) -> Job:
     if isinstance(layer, ir.MaxPool):
         return _max_job(layer, config, tail_zero)
     if isinstance(layer, ir.SumPool) and layer.x.layout == "image":
         c = layer.x.shape[1]
         w = np.eye(c, dtype=np.int32).reshape(c, c, 1, 1).repeat(layer.kernel[0], 2).repeat(layer.kernel[1], 3)
-        return _conv_job(layer, config, tail_zero, w, Format(Kind.UINT, 1), 1)
+        return _conv_job(layer, config, tail_zero, w, Format(Kind.UINT, 1), 1, pick)
     if isinstance(layer, ir.SumPool):
-        return _sum_job(layer, config)
-    return _conv_job(layer, config, tail_zero, layer.w, layer.w_format, layer.groups)
+        return _sum_job(layer, config, pick)
+    return _conv_job(layer, config, tail_zero, layer.w, layer.w_format, layer.groups, pick)
 
 
 def _out_words(out: ir.Tensor, config: Config) -> Callable[[Unit], int]:
@@ -119,7 +123,7 @@ def _read_format(layer, job: Job) -> None:
         raise CompileError(f"{layer.name}: a bipolar image cannot be padded; use uint or int")
 
 
-def _sum_job(layer: ir.SumPool, config: Config) -> Job:
+def _sum_job(layer: ir.SumPool, config: Config, pick: Pick) -> Job:
     n, c, h, w = layer.x.shape
     _, _, oh, ow = layer.out.shape
     y, x = _axes(layer, (n, h, w), (n, oh, ow))
@@ -130,8 +134,9 @@ def _sum_job(layer: ir.SumPool, config: Config) -> Job:
                 _out_words(layer.out, config), shared=True)
     job = Job(layer, work, layer.x, (n, h, w), (n, oh, ow), split=split)
     _read_format(layer, job)
-    job.codes = engines.choose(layer.name, np.ones((1, 1, 1, 1), np.int32), Format(Kind.UINT, 1), layer.x_read, False,
-                               min(c, config.k), engines.bound_of(layer), config)
+    job.codes = pick(layer, engines.candidates(
+        layer.name, np.ones((1, 1, 1, 1), np.int32), Format(Kind.UINT, 1), layer.x_read, False, min(c, config.k),
+        engines.bound_of(layer), config))
     job.work = replace(work, each=job.codes.steps)
     one_hot = np.eye(config.k, dtype=np.uint16)[:, None]
     job.weights = lambda unit, segment: one_hot[:unit.tiles * config.n]
@@ -155,7 +160,7 @@ def _split(layer: ir.SumPool, config: Config) -> int:
     return words if cost(n * words) < cost(n) else 1
 
 
-def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int) -> Job:
+def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int, pick: Pick) -> Job:
     image = layer.x.layout == "image"
     shape_in, shape_out = _fold(layer, config) if isinstance(layer, ir.Conv) else (
         (layer.x.shape[0], *layer.x.shape[2:]), (layer.out.shape[0], *layer.out.shape[2:]))
@@ -196,8 +201,9 @@ def _conv_job(layer, config: Config, tail_zero, w, w_format: Format, groups: int
         safe = layer.x_read.kind is not Kind.BIPOLAR and tail_zero[layer.x.name] and not padded
     job = Job(layer, work, layer.x, shape_in, shape_out, res=res)
     _read_format(layer, job)
-    job.codes = engines.choose(layer.name, w, w_format, layer.x_read, zeros or (lanes % config.k != 0 and not safe),
-                               min(lanes, config.k), engines.bound_of(layer), config)
+    job.codes = pick(layer, engines.candidates(
+        layer.name, w, w_format, layer.x_read, zeros or (lanes % config.k != 0 and not safe), min(lanes, config.k),
+        engines.bound_of(layer), config))
     job.work = replace(work, w_bits=job.codes.bits, each=job.codes.steps, res_planes=res.format.bits if res else 0)
     codes = job.codes.codes
     if image:

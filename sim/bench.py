@@ -29,6 +29,11 @@ MACHINES = (Config(), Config(n=16), Config(m=8, axi_bits=32), Config(m=4, n=4, k
             Config(k=128, axi_bits=128))
 MEMORIES = (Memory(10), Memory(50, outstanding=2), Memory(100), Memory(300), Memory(300, outstanding=16),
             Memory(100, read_bandwidth=(1, 2), write_bandwidth=(1, 3)))
+SHIFT_ADD = {
+    "base 2, 32 bits": Config(shift_lanes=4, shift_classes=1, shift_span=24, shift_acc_bits=32, shift_a_bits=4, shift_w_bits=4),
+    "base sqrt 2": Config(shift_lanes=4, shift_classes=2), "as shipped": Config(shift_lanes=4),
+}
+"""Shift-add arrays whose area is measured."""
 RANDOM_NETS = 60
 WEQ_BITS, WEQ_DRAWS, WEQ_WEIGHTS = (2, 3, 4), 20, 4000
 LAWS = {"Gaussian": lambda rng: rng.standard_normal(WEQ_WEIGHTS), "Laplace": lambda rng: rng.laplace(size=WEQ_WEIGHTS),
@@ -162,12 +167,28 @@ def area() -> dict:
     """LUT4s after `synth_ecp5` of a 2x2x64 array, for each binary MAC, and of a lane of the requantisation unit."""
     from seriatim.hw.array import Array
     from seriatim.hw.requant import Requant
-    from seriatim.hw.synth import ecp5_cells, lut4
+    from seriatim.hw.synth import cells, lut4
 
     config = Config(m=2, n=2, k=64)
-    array, requant = ecp5_cells(Array(config), "array"), ecp5_cells(Requant(lanes=config.n, tag_bits=1), "requant")
+    array, requant = cells(Array(config), "array"), cells(Requant(lanes=config.n, tag_bits=1), "requant")
     return {"array: LUT4": lut4(array), "array: LUT4 a binary MAC": round(lut4(array) / config.peak, 3),
             "requant: LUT4 a lane": round(lut4(requant) / config.n), "requant: multipliers": requant.get("MULT18X18D", 0)}
+
+
+def lanes() -> dict:
+    """Area of one shift-add lane, a multiplication a cycle, beside the bit-serial lanes that multiply as fast."""
+    from seriatim.hw.array import Array
+    from seriatim.hw.shift import ShiftAdd
+    from seriatim.hw.synth import gates, lut4, of_array
+
+    found = {}
+    for target, count, unit in (("ecp5", lut4, "LUT4"), ("gates", gates, "gates")):
+        lane = of_array(Array, Config(), target, count) / Config().peak
+        found |= {f"bit-serial, {bits}x{bits} bits: {unit} of the lanes for a MAC a cycle": round(lane * bits * bits)
+                  for bits in (4, 8)}
+        for name, config in SHIFT_ADD.items():
+            found[f"shift-add, {name}: {unit} of a lane"] = round(of_array(ShiftAdd, config, target, count) / config.shift_peak)
+    return found
 
 
 def steptime() -> dict:
@@ -194,7 +215,7 @@ def weq() -> dict:
     return found
 
 
-BENCHES = {"utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area,
+BENCHES = {"utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area, "lanes": lanes,
            "steptime": steptime, "weq": weq}
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from seriatim.compiler import engines, ir
 from seriatim.compiler.codegen import generate
+from seriatim.compiler.program import LayerInfo
 from seriatim.config import Config
 from seriatim.errors import CompileError
 from seriatim.formats import Format, Kind
@@ -16,8 +17,15 @@ CONFIG = Config(shift_lanes=4)
 SOME = np.array([1, 2, -4, 0]).reshape(2, 2, 1, 1)
 
 
-def choose(read: str, w_format: str, w=SOME, config=CONFIG, zeros=True, lanes=64, bound=1000) -> engines.Codes:
-    return engines.choose("layer", np.asarray(w), Format.parse(w_format), Format.parse(read), zeros, lanes, bound, config)
+def alone(codes: engines.Codes, cycles=None, steps=None) -> LayerInfo:
+    """A layer of one pair of words that waits for nothing."""
+    steps = steps or codes.steps
+    return LayerInfo("layer", "conv", (1, 8, 1, 1), 0, codes.bits, 4, 64, 64, 64, "y", cycles or steps, steps, 512, (0, 0, 0))
+
+
+def choose(read: str, w_format: str, w=SOME, config=CONFIG, zeros=True, lanes=64, bound=1000, alone=alone) -> engines.Codes:
+    found = engines.candidates("layer", np.asarray(w), Format.parse(w_format), Format.parse(read), zeros, lanes, bound, config)
+    return engines.cheaper(found, alone, config)
 
 
 @pytest.mark.parametrize("read, w_format, engine, steps", [
@@ -34,9 +42,31 @@ def test_the_engine_of_fewer_steps(read, w_format, engine, steps):
 
 def test_both_engines_are_compared():
     wide = np.array([1, -64, 0, 64]).reshape(2, 2, 1, 1)
-    assert "bit-serial 64" in choose("uint8", "log4r1s", wide).reason
+    assert choose("uint8", "log4r1s", wide).reason == "16 cycles predicted, bit-serial 64"
     assert choose("uint1", "log4r1s", wide).engine is Engine.BIT_SERIAL
-    assert "shift-add 16" in choose("uint1", "log4r1s", wide).reason
+    assert choose("uint1", "log4r1s", wide).reason == "8 cycles predicted, shift-add 16"
+
+
+def test_of_equal_cycles_the_engine_of_less_energy_runs_the_layer():
+    """A step of the bit-serial array takes 3,584 binary products, one of the other 224."""
+    wide = np.array([1, -64, 0, 64]).reshape(2, 2, 1, 1)
+    got = choose("uint8", "log4r1s", wide, alone=lambda codes: alone(codes, cycles=1000, steps=64_000))
+    assert got.engine is Engine.SHIFT_ADD and "µJ expected, bit-serial" in got.reason and "as many cycles" in got.reason
+    few = choose("uint8", "log4r1s", wide,
+                 alone=lambda codes: alone(codes, cycles=1000, steps=64 if codes.engine is Engine.BIT_SERIAL else 64_000))
+    assert few.engine is Engine.BIT_SERIAL
+
+
+def test_the_program_takes_the_engine_that_the_model_prefers():
+    """At one activation bit the bit-serial array takes 8 passes of a word, the shift-add array 16 steps; at 8 bits 64 and 16."""
+    rng = np.random.default_rng(0)
+    w = rng.choice([0, 1, -2, 64], (64, 64, 3, 3)).astype(np.int32)
+    for bits, engine in ((1, "bit-serial"), (8, "shift-add")):
+        x, y = ir.Tensor("x", (1, 64, 7, 7), Format(Kind.UINT, bits)), ir.Tensor("y", (1, 64, 7, 7), Format(Kind.UINT, 8))
+        requant = ir.Requant(np.ones(64, np.int32), np.zeros(64, np.int64), 0, 0, 255, 0)
+        layer = ir.Conv("layer", x, x.format, w, Format.parse("log4r1s"), (1, 1), (1,) * 4, (1, 1), 1, requant, None, y)
+        info = generate(ir.Region((x,), (y,), (layer,)), CONFIG).layers[0]
+        assert info.engine == engine and "cycles predicted" in info.reason
 
 
 def test_few_lanes_take_few_steps():
