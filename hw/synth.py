@@ -51,8 +51,11 @@ def gates(found: dict[str, int]) -> int:
 def of_array(make: Callable[[Config], object], config: Config, target: str, count: Callable[[dict[str, int]], int]) -> float:
     """Cells, as `count` adds them up, of the array `make(config)`, reckoned from synthesised arrays of one and two rows and columns:
     some for each row, for each column, for each element, and some besides."""
-    small = {(m, n): count(cells(make(replace(config, m=m, n=n)), f"array_{m}_{n}", target)) for m in (1, 2) for n in (1, 2)}
-    element = small[2, 2] - small[2, 1] - small[1, 2] + small[1, 1]
-    row, column = (small[pair] - small[1, 1] - element for pair in ((2, 1), (1, 2)))
-    rest = small[1, 1] - row - column - element
+    def small(m: int, n: int) -> int:
+        return count(cells(make(replace(config, m=m, n=n)), f"array_{m}_{n}", target))
+
+    one, rows, columns, four = small(1, 1), small(2, 1), small(1, 2), small(2, 2)
+    element = four - rows - columns + one
+    row, column = rows - one - element, columns - one - element
+    rest = one - row - column - element
     return rest + row * config.m + column * config.n + element * config.m * config.n

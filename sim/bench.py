@@ -215,8 +215,10 @@ def weq() -> dict:
     return found
 
 
-BENCHES = {"utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area, "lanes": lanes,
-           "steptime": steptime, "weq": weq}
+BENCHES = {
+    "utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area, "lanes": lanes,
+    "steptime": steptime, "weq": weq,
+}
 
 
 def readme(measured: figures.Measured) -> str:
