@@ -48,9 +48,9 @@ def gates(found: dict[str, int]) -> int:
     return sum(count for kind, count in found.items() if "DFF" not in kind)
 
 
-def of_array(make: Callable[[Config], object], config: Config, target: str, count: Callable[[dict[str, int]], int]) -> float:
-    """Cells, as `count` adds them up, of the array `make(config)`, reckoned from synthesised arrays of one and two rows and columns:
-    some for each row, for each column, for each element, and some besides."""
+def of_array(make: Callable[[Config], object], config: Config, target: str, count: Callable[[dict[str, int]], int]) -> int:
+    """Cells of the array `make(config)`, as `count` adds them up: some for each row, for each column, for each element, and some
+    besides, which follow from synthesised arrays of one and two rows and columns."""
     def small(m: int, n: int) -> int:
         return count(cells(make(replace(config, m=m, n=n)), f"array_{m}_{n}", target))
 

@@ -216,8 +216,8 @@ def weq() -> dict:
 
 
 BENCHES = {
-    "utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area, "lanes": lanes,
-    "steptime": steptime, "weq": weq,
+    "utilisation": utilisation, "speed": speed, "model": model, "compile": compile_, "widths": widths, "area": area,
+    "lanes": lanes, "steptime": steptime, "weq": weq,
 }
 
 
