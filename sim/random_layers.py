@@ -21,9 +21,10 @@ GEOMETRIES = {
     "3x16x128": Config(3, 16, 128, 64, act_words=640, wgt_words=320, prm_words=32, res_words=96, out_words=96, psum_words=96,
                        line_bytes=1024, marks=8),
     "4x8x64": Config(4, 8, 64, 32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128, psum_words=128,
-                     line_bytes=512, queue=2, outstanding=1),
+                     line_bytes=512, queue=2, outstanding=1, shift_lanes=8, shift_a_bits=5, shift_w_bits=4, shift_span=20,
+                     shift_classes=2, shift_acc_bits=40),
 }
-"""Four machines; the small buffers make small layers split."""
+"""Four machines, two of them with a shift-add engine; the small buffers make small layers split."""
 
 ALIVE = 16
 """Outputs of random data from which on they must show several codes."""
@@ -286,7 +287,7 @@ def _levels(rng, fmt: Format, plain: bool) -> np.ndarray:
 def _takes(w: np.ndarray, w_format: Format, reader: Format, config: Config) -> bool:
     """Whether an engine takes weights with activations of these formats."""
     try:
-        engines.choose("", w, w_format, reader, True, config.k, 0, config)
+        engines.candidates("", w, w_format, reader, True, config.k, 0, config)
     except CompileError:
         return False
     return True
