@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
 
+from . import ecp5
 from .activity import ARRAY_ACTIVITY, ArrayActivity
 from .popcount import Popcount
 
@@ -94,6 +95,37 @@ class Array(wiring.Component):
             m.d.sync += [step.eq(self.step), row_valid.eq(self.act_valid)]
             m.d.sync += [wgt[i].eq(self.wgt[i]) for i in cols]
 
+        counted, counted_valid = Signal(), Signal(c.m, reset_less=True)
+        counted_step = Signal(STEP, reset_less=True)
+        m.d.sync += counted.eq(valid)
+        with m.If(valid):
+            m.d.sync += [counted_step.eq(step), counted_valid.eq(row_valid)]
+        if getattr(platform, "family", None) == ecp5.FAMILY:
+            x, r = ecp5.sums(m, platform, act, wgt, counted_step, counted_valid, counted, ACC_BITS)
+        else:
+            x, r = self._sums(m, act, wgt, valid, counted_step, counted_valid, counted, gated)
+
+        # Drain registers.
+        m.d.sync += [self.filled.eq(counted & counted_step.last), self.filled_final.eq(counted_step.final)]
+        held_x = [[Signal(ACC_BITS, name=f"held_{i}_{j}", reset_less=True) for j in cols] for i in rows]
+        held_r = [Signal(ACC_BITS, name=f"held_{i}", reset_less=True) for i in rows]
+        with m.If(self.filled):
+            m.d.sync += [held_x[i][j].eq(x[i][j]) for i in rows for j in cols]
+            m.d.sync += [held_r[i].eq(r[i]) for i in rows]
+        with m.If(self.row_en):
+            with m.Switch(self.row):
+                for i in rows:
+                    with m.Case(i):
+                        m.d.sync += [self.x[j].eq(held_x[i][j]) for j in cols]
+                        m.d.sync += self.r.eq(held_r[i])
+        return m
+
+    def _sums(self, m, act, wgt, valid, counted_step, counted_valid, counted, gated):
+        """Counts and sums X and R, which `counted_step` brings up to date at the end of its cycle; the drain takes them from the
+        next one on. A device's own body (`ecp5.sums`) may add a cycle later, if it shows the sum before its register."""
+        c = self.config
+        rows, cols = range(c.m), range(c.n)
+
         def popcount(name, value):
             m.submodules[name] = counter = Popcount(c.k, self.simulation)
             m.d.comb += counter.i.eq(value)
@@ -105,11 +137,7 @@ class Array(wiring.Component):
         products = [[popcount(f"product_{i}_{j}", act[i] & wgt[j]) for j in cols] for i in rows]
         act_ones = [popcount(f"act_ones_{i}", act[i]) for i in rows]
         wgt_ones = [popcount(f"wgt_ones_{j}", wgt[j]) for j in cols]
-        counted, counted_valid = Signal(), Signal(c.m, reset_less=True)
-        counted_step = Signal(STEP, reset_less=True)
-        m.d.sync += counted.eq(valid)
         with m.If(valid):
-            m.d.sync += [counted_step.eq(step), counted_valid.eq(row_valid)]
             m.d.sync += [counts[i][j].eq(products[i][j]) for i in rows for j in cols]
             m.d.sync += [act_counts[i].eq(act_ones[i]) for i in rows]
             m.d.sync += [wgt_counts[j].eq(wgt_ones[j]) for j in cols]
@@ -146,18 +174,4 @@ class Array(wiring.Component):
                 m.d.sync += [acc.eq((acc << 1) + term) for acc, term in sums]
             with m.Else():
                 m.d.sync += [acc.eq(acc + term) for acc, term in sums]
-
-        # Drain registers.
-        m.d.sync += [self.filled.eq(counted & counted_step.last), self.filled_final.eq(counted_step.final)]
-        held_x = [[Signal(ACC_BITS, name=f"held_{i}_{j}", reset_less=True) for j in cols] for i in rows]
-        held_r = [Signal(ACC_BITS, name=f"held_{i}", reset_less=True) for i in rows]
-        with m.If(self.filled):
-            m.d.sync += [held_x[i][j].eq(x[i][j]) for i in rows for j in cols]
-            m.d.sync += [held_r[i].eq(r[i]) for i in rows]
-        with m.If(self.row_en):
-            with m.Switch(self.row):
-                for i in rows:
-                    with m.Case(i):
-                        m.d.sync += [self.x[j].eq(held_x[i][j]) for j in cols]
-                        m.d.sync += self.r.eq(held_r[i])
-        return m
+        return x, r

@@ -1,6 +1,6 @@
 """The counting semaphores, and the ports that a unit which executes instructions has."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Array, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -97,6 +97,7 @@ class Semaphores(wiring.Component):
             self.awake.eq((moved != 0) | self.overflow),
         ]
         m.d.sync += self.overflow.eq(0)
+        giver = Signal(range(UNITS))  # of the highest semaphore that overflows, the last unit that gives it
         with m.If(moved != 0):
             for i, level in enumerate(levels):
                 with m.If(moved[i]):
@@ -108,5 +109,6 @@ class Semaphores(wiring.Component):
                     m.d.sync += self.overflow.eq(1)
                     for unit in range(UNITS):
                         with m.If(given[unit][i]):
-                            m.d.sync += self.overflow_pc.eq(self.give_pc[unit])
+                            m.d.comb += giver.eq(unit)
+            m.d.sync += self.overflow_pc.eq(Array(self.give_pc)[giver])
         return m

@@ -3,10 +3,12 @@
 import random
 
 import pytest
+from amaranth.hdl import Fragment
 from amaranth.sim import Simulator
 
 from seriatim.config import Config
 from seriatim.formats import Format, Kind
+from seriatim.hw import ecp5
 from seriatim.hw.array import ACC_BITS, Array
 
 pytestmark = pytest.mark.unit
@@ -24,9 +26,10 @@ def planes(codes, bits):
     return [sum((code >> bits - 1 - p & 1) << lane for lane, code in enumerate(codes)) for p in range(bits)]
 
 
+@pytest.mark.parametrize("platform", [None, ecp5.Model()], ids=["any", "ecp5"])
 @pytest.mark.parametrize("a_kind", [Kind.UINT, Kind.INT, Kind.BIPOLAR])
 @pytest.mark.parametrize("w_kind", [Kind.UINT, Kind.INT, Kind.BIPOLAR])
-def test_sums_of_products(a_kind, w_kind):
+def test_sums_of_products(a_kind, w_kind, platform):
     rng = random.Random(10 * a_kind + w_kind)
     unit = Array(CONFIG)
     rows, cols, lanes = range(CONFIG.m), range(CONFIG.n), range(CONFIG.k)
@@ -68,7 +71,7 @@ def test_sums_of_products(a_kind, w_kind):
                     assert total == expected[i][j] % (1 << ACC_BITS), (a_bits, w_bits, words, i, j)
             ctx.set(unit.row_en, 0)
 
-    simulator = Simulator(unit)
+    simulator = Simulator(Fragment.get(unit, platform))
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
