@@ -14,7 +14,7 @@ SIM_OPTIONS = --net $(NET) --w $(W) --a $(A) $(call option,QUANT,--quant) $(call
 	$(call option,BOARD,--board) $(call option,DEVICE,--device) $(call option,OUT,--out) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test test-slow cocotb soak data lint types bench docs clean
+.PHONY: help env sim bitstream test test-slow cocotb soak data lint types bench docs clean
 
 help: ## list the verbs
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml
 
 sim: $(STAMP) ## compile a network and run it on the simulated accelerator
 	$(BIN)/seriatim sim $(SIM_OPTIONS)
+
+bitstream: $(STAMP) ## a board's bitstream and its report: BOARD=ulx3s-85f (`seriatim board list`)
+	$(BIN)/seriatim bitstream --board $(or $(BOARD),$(error make bitstream BOARD=NAME: `seriatim board list` has the names)) $(ARGS)
 
 # Two workers with a thread each: more threads than cores would wait for one another.
 PYTEST = OMP_NUM_THREADS=1 TVM_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

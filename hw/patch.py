@@ -348,7 +348,7 @@ class Patch(wiring.Component):
             m.d.sync += align.eq(Mux(rest, -fill, Mux(complete, 0, -sum_)))  # mod K
 
         # Emission: a plane word a cycle.
-        emitted = [reg(c.k, f"emit_{p}") for p in range(PLANES)]
+        emitted, emit_align = [reg(c.k, f"emit_{p}") for p in range(PLANES)], Signal.like(align, name="emit_align")
         emit_left = Signal(range(PLANES + 1))
         mask, addr = reg(c.m + 1, "emit_mask"), reg(17, "emit_addr")
         beyond_act = Signal()
@@ -358,7 +358,7 @@ class Patch(wiring.Component):
             room.eq(~waiting | next_words),
             beyond_act.eq((emit_left != 0) & (addr >= c.act_words)),
             self.we.eq((emit_left != 0) & ~self.outside),
-            self.addr.eq(addr), self.data.eq(emitted[0]), self.mask.eq(mask[1:]),
+            self.addr.eq(addr), self.data.eq(emitted[0] >> emit_align), self.mask.eq(mask[1:]),
         ]
         with m.If(push):
             m.d.sync += waiting.eq(1)
@@ -369,7 +369,7 @@ class Patch(wiring.Component):
             m.d.sync += [emitted[p].eq(emitted[p + 1]) for p in range(PLANES - 1)]
         with m.If(next_words):
             m.d.sync += emit_left.eq(PLANES)
-            m.d.sync += [out.eq(word >> align) for word, out in zip(waiting_words, emitted)]
+            m.d.sync += [emit_align.eq(align), *(out.eq(word) for word, out in zip(waiting_words, emitted))]
             with m.If(first):
                 m.d.sync += [mask.eq(mask << 1), addr.eq(f.base)]
         with m.If(begin):

@@ -237,6 +237,16 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", metavar="DIR", help="where the history and the table go (default: build)")
 
 
+def _board(p: argparse.ArgumentParser) -> None:
+    p.add_argument("action", choices=["list"], help="list: the boards, what machine each has and how it is made")
+
+
+def _bitstream(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--board", required=True, metavar="NAME", help="which board (`seriatim board list`)")
+    p.add_argument("--out", metavar="DIR", help="folder in which the board's own folder is made (default: build/boards)")
+    p.add_argument("--synth-only", action="store_true", help="stop after synthesis: no bitstream, no report")
+
+
 def _manual(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", required=True, metavar="DIR", help="where the pages go")
 
@@ -268,6 +278,8 @@ VERBS = {
     "disasm": Verb("list a program", "seriatim.isa:main_disasm", _disasm),
     "cocotb": Verb("run the cocotb testbenches", "seriatim.cli:main_cocotb", _cocotb),
     "bench": Verb("measure the published figures", "seriatim.sim.bench:main", _bench),
+    "board": Verb("the boards that a bitstream can be made for", "seriatim.boards.build:main_board", _board),
+    "bitstream": Verb("synthesise, place and route a board's machine", "seriatim.boards.build:main_bitstream", _bitstream),
     "manual": Verb("write the manual's generated pages (ISA, registers)", "seriatim.isa:main_manual", _manual),
 }
 
