@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 		"Python 3.11: install it, or name it with 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "seriatim: error: could not make .venv;" \
 		"'$(PYTHON) -m venv' must work: install the venv package of your distribution" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,docs,tensorboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,docs,tensorboard,boards]'
 	@touch $@
 
 sim: $(STAMP) ## compile a network and run it on the simulated accelerator

@@ -1,5 +1,6 @@
 """`make bitstream`: from the board's entry to a bitstream and a report of area, clock and what it took."""
 
+import argparse
 import json
 import os
 import re
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from seriatim.errors import ToolError
 
-from .catalogue import Board
-from .targets import TARGETS, Target, Tools
+from .catalogue import BOARDS, Board, find
+from .targets import TARGETS, System, Target, Tools
 
 NAME = "seriatim"
 ARRAY = "array"
@@ -26,7 +27,8 @@ def environment(tools: Tools) -> dict[str, str]:
     for variable, command in tools.commands.items():
         path = Path(sys.executable).with_name(command)
         if command.startswith("yowasp-") and not path.exists():
-            raise ToolError(f"{command} is not installed beside {sys.executable}: run 'make env', or 'pip install seriatim'")
+            raise ToolError(f"{command} is not installed beside {sys.executable}: run 'make env', or install the extra 'boards' of "
+                            "pyproject.toml")
         found.setdefault(variable, str(path) if path.exists() else command)
     return found
 
@@ -35,22 +37,25 @@ def plan(board: Board, target: Target, folder: Path) -> None:
     """Writes what the tools read: RTLIL, constraints, scripts. The array keeps its module until its cells have been counted."""
     keep = f"setattr -mod -set keep_hierarchy 1 *.{ARRAY}"
     count = f"tee -q -o cells.json stat -json; setattr -mod -unset keep_hierarchy *.{ARRAY}; flatten; opt_clean"
-    options = dict(target.tools.options, script_after_read=keep, script_after_synth=count) | target.options
-    target.platform().prepare(target.design(board), NAME, **options).extract(folder)
+    options = dict(target.tools.options, script_after_read=keep, script_after_synth=count) if target.built else {}
+    target.platform().prepare(System(board), NAME, **options).extract(folder)
 
 
-def run(board: Board, target: Target, folder: Path) -> None:
-    """Runs the build script. Raises ToolError with what the tool said, and where it all is."""
+def run(board: Board, target: Target, folder: Path, synth_only: bool) -> None:
+    """Runs the build script, or synthesis alone. Raises ToolError with what the tool said, and where it all is."""
     env = environment(target.tools)
-    result = subprocess.run(["sh", f"build_{NAME}.sh"], cwd=folder, env=env, capture_output=True, text=True)
+    command = [env["YOSYS"], "-q", "-l", f"{NAME}.rpt", f"{NAME}.ys"] if synth_only else ["sh", f"build_{NAME}.sh"]
+    log = folder / f"{NAME}.tim"
+    log.unlink(missing_ok=True)
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     (folder / "build.log").write_text(result.stdout + result.stderr)
     if result.returncode:
-        log = folder / f"{NAME}.tim"
         placed = log.read_text() if log.exists() else ""
-        too_large = overuse(placed)
-        if too_large:
-            raise ToolError(f"board {board.name}: the {board.config} machine does not fit: {'; '.join(too_large)}. " + remedy(board))
-        raise ToolError(f"board {board.name}: a tool failed: {(result.stderr or placed).strip()[-800:]}\nlogs: {folder}")
+        too_much = overuse(placed)
+        if too_much:
+            raise ToolError(f"board {board.name}: the {board.config} machine does not fit: {'; '.join(too_much)}. "
+                            + remedy(board))
+        raise ToolError(f"board {board.name}: a tool failed: {(placed or result.stderr).strip()[-800:]}\n(logs in {folder})")
 
 
 _USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+(\d+)%", re.M)
@@ -100,19 +105,49 @@ def report(board: Board, target: Target, folder: Path, seconds: float) -> dict:
     }
 
 
-def bitstream(board: Board, root: Path = ROOT) -> dict:
-    """Makes the bitstream of `board` in a folder of its name under `root`, with `report.json` beside it; returns the report.
+def bitstream(board: Board, root: Path = ROOT, synth_only: bool = False) -> dict | None:
+    """Makes the bitstream of `board` in a folder of its name under `root`, with `report.json` beside it; returns the report. With
+    `synth_only`, or where the tools are a vendor's, there is neither.
 
-    Raises ToolError where a tool is missing or fails, the machine does not fit, or it misses its clock (the report is there then).
+    Raises ToolError where a tool is missing or fails, the machine does not fit, or it misses its clock (the report is there
+    then).
     """
     target, folder = TARGETS[board.name], root / board.name
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     plan(board, target, folder)
-    run(board, target, folder)
+    if not target.built:
+        return None
+    run(board, target, folder, synth_only)
+    if synth_only:
+        return None
     made = report(board, target, folder, time.monotonic() - began)
     (folder / "report.json").write_text(json.dumps(made, indent=2) + "\n")
     if made["fmax_hz"] < made["clock_hz"]:
-        raise ToolError(f"board {board.name}: placed and routed it reaches {made['fmax_hz'] / 1e6:.1f} MHz of the "
-                        f"{made['clock_hz'] / 1e6:.1f} MHz of its clock; see {folder / f'{NAME}.tim'}")
+        raise ToolError(f"board {board.name}: placed and routed it reaches {made['fmax_hz'] / 1e6:.1f} MHz, not the "
+                        f"{made['clock_hz'] / 1e6:.1f} MHz of its clock: lower `clock_hz` in boards/catalogue.py; "
+                        f"the critical path is in {folder / f'{NAME}.tim'}")
     return made
+
+
+def main_bitstream(args: argparse.Namespace) -> None:
+    """`seriatim bitstream`."""
+    board, root = find(args.board), Path(args.out) if args.out else ROOT
+    made = bitstream(board, root, args.synth_only)
+    folder = root / board.name
+    if not TARGETS[board.name].built:
+        print(f"{folder}: build plan for the vendor's tool, which is not run here and was not tried: sh build_{NAME}.sh")
+    elif made is None:
+        print(f"{folder / f'{NAME}.json'}: netlist")
+    else:
+        file = folder / f"{NAME}.{TARGETS[board.name].tools.bitstream}"
+        print(f"{file}: {made['config']}, {made['binary_macs_per_cycle']:,} binary MACs a cycle, {made['clock_hz'] / 1e6:g} MHz "
+              f"(reaches {made['fmax_hz'] / 1e6:.1f}), {made['lut4']:,} LUTs ({made['device_share']:.0%}), "
+              f"config {made['config_hash']}, {made['seconds']:.0f} s")
+
+
+def main_board(args: argparse.Namespace) -> None:
+    """`seriatim board list`."""
+    for board in BOARDS.values():
+        made = "open tools" if TARGETS[board.name].built else "build plan only"
+        print(f"{board.name:<16} {str(board.config):<9} {board.clock_hz / 1e6:>5g} MHz  {made:<15}  {board.doc}")

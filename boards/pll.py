@@ -23,7 +23,10 @@ class Dividers:
 
 
 def dividers(input_hz: int, output_hz: int) -> Dividers:
-    """Dividers of an EHXPLLL that give `output_hz` exactly, with the oscillator as near to its middle as can be. Raises ConfigError."""
+    """Dividers of an EHXPLLL that give `output_hz` exactly, with its oscillator as near to the middle as can be.
+
+    Raises ConfigError where there are none.
+    """
     middle = sum(VCO_HZ) // 2
     found = [
         Dividers(reference, feedback, output)
@@ -32,7 +35,7 @@ def dividers(input_hz: int, output_hz: int) -> Dividers:
         for output in range(1, 129) if VCO_HZ[0] <= output_hz * output <= VCO_HZ[1]
     ]
     if not found:
-        raise ConfigError(f"a clock of {output_hz} Hz from {input_hz} Hz: no dividers of the PLL give it exactly; round it to MHz")
+        raise ConfigError(f"a clock of {output_hz} Hz from {input_hz} Hz: no dividers of the PLL give it; round it to MHz")
     return min(found, key=lambda d: (d.reference, abs(output_hz * d.output - middle)))
 
 

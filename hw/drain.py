@@ -99,7 +99,8 @@ class Drain(wiring.Component):
         m = Module()
         c = self.config
         tag_shape = tag_layout(c)
-        m.submodules.requant = requant = Requant(c.n, tag_shape.size, isa.THRESHOLDS if c.shift_lanes else 0)
+        m.submodules.requant = requant = Requant(c.n, tag_shape.size, isa.THRESHOLDS if c.shift_lanes else 0,
+                                                c.multiplier_stages)
         m.submodules.packer = packer = Packer(c)
         m.submodules.residual = residual = Residual(c)
 

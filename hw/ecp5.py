@@ -93,25 +93,26 @@ class Strip:
             self._m.d.comb += [total.eq(each) for total, each in zip(totals, sums)]
 
 
-EARLY = 3
-"""Levels of the tree before its register."""
-
-
 def levels(lanes: int) -> int:
     """Levels of the tree of `lanes` lanes: one of n levels counts 2^(n + 1) - 1, and the last lane is injected after it."""
     return lanes.bit_length() - 2
 
 
+def early_levels(lanes: int) -> int:
+    """Levels of the tree before its register."""
+    return min(3, levels(lanes) - 1)
+
+
 def late(lanes: int) -> int:
     """Of K lanes the last ones that are counted after the tree's register: their operands come a cycle later."""
-    return (1 << levels(lanes) - EARLY)
+    return 1 << levels(lanes) - early_levels(lanes)
 
 
 class Tree:
-    """popcount(a and w) of K lanes, a power of two, without the last lane, which is `spare`: whoever uses the count injects it.
+    """popcount(a and w) of K lanes, a power of two from 8 on, without the last lane, `spare`: the count's user injects it.
 
     Level 1 counts three lanes, [INJECT][MULTIPLY]; level n joins two counts of n bits and one lane, [INJECT][ADD x n]. The counts
-    of level `EARLY` are registered, so that the upper levels' lanes, `late` of them, are given a cycle later.
+    of level `early_levels` are registered, so that the upper levels' lanes, `late` of them, are given a cycle later.
     About 1.5 K - log2 K halves.
 
     Members
@@ -141,7 +142,7 @@ class Tree:
 
         def registered():
             strip = new_strip()
-            bits = Cat(early(strip, EARLY))
+            bits = Cat(early(strip, early_levels(len(a))))
             strip.close()
             count = Signal(len(bits), name=f"{name}_early_{strips}", reset_less=True)
             m.d.sync += count.eq(bits)
@@ -150,7 +151,7 @@ class Tree:
         self.strip = None
 
         def upper(level):
-            if level == EARLY:
+            if level == early_levels(len(a)):
                 return registered()
             low, high = upper(level - 1), upper(level - 1)
             if self.strip is None or len(self.strip) + level + 2 > STRIP:
@@ -180,9 +181,9 @@ def sums(m: Module, platform, act, wgt, step, row_valid, valid, bits: int):
     act, wgt : registered operands.
     step, row_valid, valid : what belongs to them, a cycle later.
 
-    Returns X and R one cycle after `step` and `valid`: they go to the drain registers at its end where the step was the last. So a
-    register in the popcount fits into the latency of the other body, which adds first and moves then. A sum starts from 0 since
-    the last step clears the register.
+    Returns X and R one cycle after `step` and `valid`: they go to the drain registers at its end where the step was the last.
+    So a register in the popcount fits into the latency of the other body, which adds first and moves then. A sum starts from 0
+    since the last step clears the register.
     """
     k = len(act[0])
     width = k.bit_length() + 1  # of 2 popcount(act & wgt) - popcount(wgt), and of what is less

@@ -19,7 +19,7 @@ GEOMETRIES = {
     "2x4x32": Config(2, 4, 32, 32, act_words=512, wgt_words=160, prm_words=24, res_words=64, out_words=64, psum_words=64,
                      line_bytes=512, max_planes=16, marks=4, queue=4, outstanding=2, shift_lanes=4),
     "3x16x128": Config(3, 16, 128, 64, act_words=640, wgt_words=320, prm_words=32, res_words=96, out_words=96, psum_words=96,
-                       line_bytes=1024, marks=8),
+                       line_bytes=1024, marks=8, multiplier_stages=2),
     "4x8x64": Config(4, 8, 64, 32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128, psum_words=128,
                      line_bytes=512, queue=2, outstanding=1, shift_lanes=8, shift_a_bits=5, shift_w_bits=4, shift_span=20,
                      shift_classes=2, shift_acc_bits=40),

@@ -32,7 +32,8 @@ def test_hash_tells_every_member_apart():
     base = Config()
     hashes = {base.hash}
     for f in dataclasses.fields(Config):
-        other = {"m": 6, "n": 16, "k": 128, "axi_bits": 32, "line_bytes": 4096, "max_planes": 8}.get(f.name)
+        other = {"m": 6, "n": 16, "k": 128, "axi_bits": 32, "line_bytes": 4096, "max_planes": 8,
+                 "multiplier_stages": 2}.get(f.name)
         hashes.add(dataclasses.replace(base, **{f.name: other or getattr(base, f.name) + 1}).hash)
     assert len(hashes) == 1 + len(dataclasses.fields(Config))
     assert Config().hash == base.hash

@@ -34,6 +34,7 @@ class Config:
     marks : layers whose counters the profile memory holds; 0 leaves it out.
     queue : instructions that each of the load, execute and store queues holds.
     outstanding : AXI bursts in flight each way.
+    multiplier_stages : registers in the multiplications of requantisation: 0, or 2 where an FPGA's clock is to be fast.
     shift_lanes : lanes of each of the M x N sums of the shift-add array; 0: there is none, and its other members mean nothing.
     shift_a_bits, shift_w_bits : widest codes of activations and weights that it takes.
     shift_span : largest shift of a product, in octaves.
@@ -56,6 +57,7 @@ class Config:
     marks: int = 64
     queue: int = 8
     outstanding: int = 8
+    multiplier_stages: int = 0
     shift_lanes: int = 0
     shift_a_bits: int = 8
     shift_w_bits: int = 5
@@ -83,6 +85,7 @@ class Config:
         _require(0 <= self.marks <= 256, f"marks={self.marks}: 0 to 256 (a layer number has 8 bits)")
         _require(2 <= self.queue <= 64, f"queue={self.queue}: 2 to 64")
         _require(1 <= self.outstanding <= 64, f"outstanding={self.outstanding}: 1 to 64")
+        _require(self.multiplier_stages in (0, 2), f"multiplier_stages={self.multiplier_stages}: 0 or 2")
         if self.shift_lanes:
             self._check_shift()
 

