@@ -40,7 +40,7 @@ class Bridge(wiring.Component):
         body, response, request = self.body, self.response, self.bus.request
         sequence, before = Signal(8), Signal(8)  # of this request and of the one before
         command, count, address = Signal(8), Signal(8), Signal(32)
-        counted = max(SHELL_AT.bit_length(), (self.size - 1).bit_length())  # bits of an address that count from word to word
+        counted = max(SHELL_AT.bit_length(), self.size.bit_length())  # bits of an address that count from word to word
         word = Signal(32, reset_less=True)  # shifts bytes in at the top, out at the bottom
         index = Signal(range(HEADER.size))
         status = Signal(Status)
@@ -52,7 +52,8 @@ class Bridge(wiring.Component):
             writes.eq(command[0]), of_csr.eq(command[1]), of_shell.eq(address[SHELL_AT.bit_length() - 1]),
             beyond.eq(address >= self.size),
         ]
-        skipped = ~known | (of_csr & writes & (sequence == before))
+        # The accelerator's registers do not answer during its reset: they read as 0 then.
+        skipped = ~known | (of_csr & ((writes & (sequence == before)) | (self.reset & ~of_shell)))
 
         # Registers.
         csr = self.csr

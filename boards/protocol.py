@@ -80,7 +80,7 @@ _SHELL = [
     ("MEMORY_BYTES", "r", "Size of the memory; its first byte has address 0."),
     ("BUFFER_BYTES", "r", "Unanswered requests that the shell holds, in bytes of their bodies and FCS, plus one."),
     ("LINK_ERRORS", "r", "Frames dropped since the configuration, modulo 256: wrong FCS or length, no room."),
-    ("RESET", "rw", "Bit 0: hold the accelerator in reset."),
+    ("RESET", "rw", "Bit 0: hold the accelerator in reset; its registers read 0 then, and ignore writes."),
 ]
 REGISTERS = tuple(Register(name, SHELL_AT + 4 * i, access, doc) for i, (name, access, doc) in enumerate(_SHELL))
 ADDR = {r.name: r.addr for r in REGISTERS}

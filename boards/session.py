@@ -38,12 +38,11 @@ class BoardSession(Session):
         super().__init__(config)
         self.link, self.patience_s = link, patience_s
         try:
+            self._reset()
             self.check()
             if memory_bytes > link.memory_bytes:
                 raise ArtefactError(f"the program and its tensors take {memory_bytes:,} bytes, the board's memory has "
                                     f"{link.memory_bytes:,}: run fewer images at a time, or compile for a board with more")
-            link.csr_write("RESET", 1)
-            link.csr_write("RESET", 0)
         except BaseException:
             self.close()
             raise
@@ -75,6 +74,10 @@ class BoardSession(Session):
     def csr_write(self, name, value):
         self.link.csr_write(name, value)
 
+    def _reset(self):
+        self.link.csr_write("RESET", 1)
+        self.link.csr_write("RESET", 0)
+
     def close(self):
         self.link.close()
 
@@ -82,7 +85,7 @@ class BoardSession(Session):
         start, (pause, longest) = time.monotonic(), POLL_S
         while not self.csr_read("STATUS") & Status.INTERRUPT:
             if time.monotonic() - start > self.patience_s:
-                self.link.csr_write("RESET", 1)
+                self._reset()
                 raise MachineError(f"the board is busy for {self.patience_s:g} s: it hangs, and its watchdog is off or broken; "
                                    "it was reset")
             time.sleep(pause)

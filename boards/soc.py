@@ -102,6 +102,8 @@ class Plugged:
         tty.setraw(self._slave)
         self.port = os.ttyname(self._slave)
         self._stop = os.pipe()
+        self._descriptors = self._master, self._slave, *self._stop
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -125,14 +127,14 @@ class Plugged:
 
     def close(self) -> None:
         """Pulls the plug."""
-        if self._thread.is_alive():
-            os.write(self._stop[1], b"x")
-            self._thread.join()
-        if self._master >= 0:
-            for descriptor in (self._master, self._slave, *self._stop):
-                os.close(descriptor)
-            self._master = -1
-            self._board.close()
+        with self._closing:
+            descriptors, self._descriptors = self._descriptors, ()
+            if descriptors:
+                os.write(self._stop[1], b"x")
+                self._thread.join()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self._board.close()
 
     def link(self) -> Link:
         """A link to it. The computer that simulates may be busy: that a board is late means little."""
