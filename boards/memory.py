@@ -45,8 +45,8 @@ class OnChip:
         if self.size % PAGE or not PAGE <= self.size <= 1 << 31:
             raise ConfigError(f"a memory of {self.size} bytes: whole pages of {PAGE} bytes, {PAGE} to {1 << 31}")
 
-    def controller(self, bits: int) -> wiring.Component:
-        """This memory in words of `bits`."""
+    def controller(self, bits: int, clock_hz: int) -> wiring.Component:
+        """This memory in words of `bits`, at any clock."""
         return BlockRam(bits, self.size)
 
 
@@ -60,7 +60,7 @@ class Spram(OnChip):
         if self.size not in (64 << 10, 128 << 10):
             raise ConfigError(f"an SPRAM of {self.size} bytes: the UP5K has 4 of 32 KiB, for 65536 or 131072 bytes")
 
-    def controller(self, bits):
+    def controller(self, bits, clock_hz):
         if bits != SpramBank.BITS:
             raise ConfigError(f"an SPRAM in words of {bits} bits: it has {SpramBank.BITS}; set axi_bits={SpramBank.BITS}")
         return SpramBank(self.size)

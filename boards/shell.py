@@ -34,7 +34,7 @@ class Shell(wiring.Component):
     def __init__(self, config: Config, *, clock_hz: int, baud: int, memory: OnChip):
         self.config, self.clock_hz, self.memory = config, clock_hz, memory
         self.divisor = uart.divisor(clock_hz, baud)
-        self.controller = memory.controller(config.axi_bits)
+        self.controller = memory.controller(config.axi_bits, clock_hz)
         pins = {"pins": self.controller.signature.members["pins"]} if "pins" in self.controller.signature.members else {}
         super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), **pins})
 

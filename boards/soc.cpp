@@ -3,7 +3,7 @@
 // Compiled with
 //   BOTH_EDGES          1: the Verilog's registers take both edges of clk, so that a cycle is one eval
 // The far end of the UART is here: it sends and samples bits of `divisor` cycles, as the board does, and knows nothing of it but
-// rx and tx.
+// rx, tx and `broken`, the first rule of a memory chip that was broken.
 
 #include <cstdint>
 #include <deque>
@@ -52,6 +52,7 @@ public:
     }
 
     uint64_t cycle() const { return cycle_; }
+    uint32_t broken() const { return top_->broken; }
 
 private:
     void edge() {
@@ -116,4 +117,5 @@ EXPORT void board_destroy(void* h) { delete static_cast<Board*>(h); }
 EXPORT void board_send(void* h, const uint8_t* bytes, uint64_t count) { static_cast<Board*>(h)->send(bytes, count); }
 EXPORT uint64_t board_take(void* h, uint8_t* bytes, uint64_t room) { return static_cast<Board*>(h)->take(bytes, room); }
 EXPORT uint64_t board_run(void* h, uint64_t cycles) { return static_cast<Board*>(h)->run(cycles); }
+EXPORT uint32_t board_broken(void* h) { return static_cast<Board*>(h)->broken(); }
 EXPORT uint64_t board_cycle(void* h) { return static_cast<Board*>(h)->cycle(); }

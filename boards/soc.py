@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from seriatim.config import Config
-from seriatim.errors import ToolError
+from seriatim.errors import MachineError, ToolError
 from seriatim.sim import build, rtl
 
 from .link import Link
@@ -35,6 +35,7 @@ _ABI = {
     "take": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]),
     "run": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_uint64]),
     "cycle": (ctypes.c_uint64, [ctypes.c_void_p]),
+    "broken": (ctypes.c_uint32, [ctypes.c_void_p]),
 }
 
 
@@ -43,8 +44,9 @@ def library(config: Config, memory: OnChip) -> Path:
 
     def top():
         from .shell import Shell
+        from .simtop import Simulated
 
-        return Shell(config, clock_hz=CLOCK_HZ, baud=BAUD, memory=memory)
+        return Simulated(Shell(config, clock_hz=CLOCK_HZ, baud=BAUD, memory=memory))
 
     parameters = [asdict(config), type(memory).__name__, asdict(memory), CLOCK_HZ, DIVISOR]
     verilog = rtl.elaborated(top, parameters, ["hw", "boards"], f"a board with the {config} machine")
@@ -71,8 +73,15 @@ class Board:
         self._send(self._handle, data, len(data))
 
     def run(self, cycles: int) -> int:
-        """Advances the clock; returns the cycles since the lines last moved."""
-        return self._run(self._handle, cycles)
+        """Advances the clock; returns the cycles since the lines last moved. Raises MachineError where a rule of the memory chip
+        is broken."""
+        quiet = self._run(self._handle, cycles)
+        if broken := self._broken(self._handle):
+            from .sdram_model import RULE_DOC, Rule
+
+            raise MachineError(f"the SDRAM's rule {Rule(broken).name} is broken ({RULE_DOC[Rule(broken)]}); this is a fault of "
+                               "the hardware design")
+        return quiet
 
     def take(self) -> bytes:
         """The bytes that it has sent."""
@@ -104,10 +113,19 @@ class Plugged:
         self._stop = os.pipe()
         self._descriptors = self._master, self._slave, *self._stop
         self._closing = threading.Lock()
+        self._failure: MachineError | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
+        try:
+            self._run()
+        except MachineError as e:
+            self._failure = e
+            with open(os.devnull) as nobody:
+                os.dup2(nobody.fileno(), self._master)  # the host sees it gone
+
+    def _run(self) -> None:
         quiet = IDLE_CYCLES
         while True:
             readable, _, _ = select.select([self._master, self._stop[0]], [], [], None if quiet >= IDLE_CYCLES else 0)
@@ -126,7 +144,7 @@ class Plugged:
         return self._board.cycle
 
     def close(self) -> None:
-        """Pulls the plug."""
+        """Pulls the plug. Raises MachineError where the simulation had ended by itself."""
         with self._closing:
             descriptors, self._descriptors = self._descriptors, ()
             if descriptors:
@@ -135,6 +153,8 @@ class Plugged:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 self._board.close()
+                if self._failure:
+                    raise self._failure
 
     def link(self) -> Link:
         """A link to it. The computer that simulates may be busy: that a board is late means little."""

@@ -32,7 +32,7 @@ class Soc(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1)})
+        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "broken": Out(8)})
 
     def elaborate(self, platform):
         m = Module()

@@ -14,6 +14,8 @@ from seriatim import cli, isa
 from seriatim.boards import catalogue
 from seriatim.boards.link import Link
 from seriatim.boards.protocol import Command, Request, encode
+from seriatim.boards.sdram import Sdram
+from seriatim.boards.sdram_model import Rule
 from seriatim.boards.serialport import SerialPort
 from seriatim.boards.session import BoardSession
 from seriatim.boards.soc import BAUD, Plugged
@@ -57,9 +59,9 @@ def good_line(plugged):
     plugged.wire.fault = None
 
 
-def session(plugged, config=BOARD.config, timeout_s=0.5, attempts=100, **options) -> BoardSession:
+def session(plugged, config=BOARD.config, timeout_s=0.5, attempts=100, memory=BOARD.memory, **options) -> BoardSession:
     link = Link(SerialPort(plugged.port, BAUD), timeout_s=timeout_s, attempts=attempts)
-    return BoardSession(config, BOARD.memory.size, link, **options)
+    return BoardSession(config, memory.size, link, **options)
 
 
 def layer(seed: int, kind: str):
@@ -95,6 +97,22 @@ def test_layer(plugged, kind, seed):
     _, isa_counts = run(IsaSession(BOARD.config, BOARD.memory.size), compiled, inputs)
     assert [counts.total[c] for c in COUNTED] == [isa_counts.total[c] for c in COUNTED]
     assert counts.cycles == sum(sum(row[c] for c in CYCLE_COUNTERS) for row in counts.layers) > 0
+
+
+def test_layers_on_an_sdram():
+    """A quarter of a MiB of an ULX3S's chip, which looks that its data sheet's rules are kept."""
+    memory = Sdram(row_bits=6)
+    with Plugged(BOARD.config, memory) as plugged, session(plugged, memory=memory) as board:
+        for kind in layers.MAKERS:
+            compiled, inputs, expected = layer(20, kind)
+            np.testing.assert_array_equal(run(board, compiled, inputs)[0], expected)
+
+
+def test_a_chip_whose_rules_are_broken_ends_the_simulation(monkeypatch):
+    with pytest.raises(MachineError, match="rule TRFC is broken"), Plugged(BOARD.config, BOARD.memory) as plugged:
+        monkeypatch.setattr(plugged._board, "_broken", lambda handle: Rule.TRFC)
+        with pytest.raises(LinkError, match="gone"):
+            session(plugged)
 
 
 @pytest.mark.parametrize("what", Noise.KINDS)
