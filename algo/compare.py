@@ -5,7 +5,9 @@ A table is a data file (TOML), packaged in `tables/` or a user's own:
     title = "..."
     net = "resnet20"
     dataset = "cifar-10"
-    float = "cifar10-resnet20-float"      # recipe of the float nets, one for each seed, at which the others start
+    start = "cifar10-resnet20-start"      # recipe of the float nets, one for each seed, at which all rows start; without it the
+                                          # low-bit ones start at the float row's
+    float = "cifar10-resnet20-continued"  # of the float row
     recipe = "cifar10-resnet20-slb"       # of the low-bit nets, unless a row names its own
     seeds = [1]
 
@@ -55,6 +57,12 @@ class Row:
         return self.quant if self.quant == "float" else f"{self.quant}-w{self.w}a{self.a}"
 
 
+class Start(Row):
+    """The nets at which all rows of a table start: no row of it."""
+
+    name = "start"
+
+
 @dataclass(frozen=True)
 class Table:
     """See the module. Raises ConfigError: no float row or two of them, two rows alike, unknown nets, recipes or quantisers."""
@@ -67,6 +75,7 @@ class Table:
     rows: tuple[Row, ...]
     seeds: tuple[int, ...] = (1,)
     title: str = ""
+    start: str | None = None
 
     def __post_init__(self):
         names = [row.name for row in self.rows]
@@ -76,7 +85,7 @@ class Table:
             raise ConfigError(f"seeds {list(self.seeds)}: at least one, all positive, none twice")
         if self.net not in NETS:
             raise ConfigError(f"net {self.net!r}: choose one of {', '.join(NETS)}")
-        for row in self.rows:
+        for row in (*self.begins, *self.rows):
             plan = recipes.load(self.recipe_of(row))
             if plan.net != self.net or plan.quantised == (row.quant == "float"):
                 kind = "low-bit" if plan.quantised else "float"
@@ -84,8 +93,19 @@ class Table:
             if row.quant != "float":
                 trained.check(self.net, row.quant, row.w, row.a)
 
+    @property
+    def begins(self) -> tuple[Start, ...]:
+        """What is trained before the rows."""
+        return (Start("float", recipe=self.start),) if self.start else ()
+
+    def start_of(self, row: Row) -> str | None:
+        """The name of the nets at which those of `row` start."""
+        if self.start:
+            return None if isinstance(row, Start) else Start.name
+        return None if row.quant == "float" else "float"
+
     def recipe_of(self, row: Row) -> str:
-        return self.float if row.quant == "float" else row.recipe or self.recipe
+        return row.recipe or (self.float if row.quant == "float" else self.recipe)
 
 
 def packaged() -> list[Table]:
@@ -159,11 +179,18 @@ class Cell:
     def result(self) -> Path:
         return self.out.with_suffix(".json")
 
+    def start(self, table: Table) -> Path | None:
+        """The net that it starts at."""
+        name = table.start_of(self.row)
+        return self.folder / f"{name}.pt" if name else None
+
     def command(self, table: Table, budget: Budget) -> list[str]:
         row = self.row
         words = ["train", "--net", table.net, "--quant", row.quant, "--recipe", table.recipe_of(row), "--seed", str(self.seed)]
         if row.quant != "float":
-            words += ["--w", str(row.w), "--a", str(row.a), "--start", str(self.folder / "float.pt")]
+            words += ["--w", str(row.w), "--a", str(row.a)]
+        if self.start(table):
+            words += ["--start", str(self.start(table))]
         words += ["--dataset", budget.dataset or table.dataset, "--device", budget.device, "--precision", budget.precision]
         for name in ("epochs", "data", "threads"):
             if getattr(budget, name) is not None:
@@ -183,9 +210,10 @@ def run(table: Table, out: Path, budget: Budget, log=print) -> dict:
     """
     out.mkdir(parents=True, exist_ok=True)
     _own(table, out, budget)
-    cells = [Cell(row, seed, out / f"seed{seed}") for row in table.rows for seed in table.seeds]
-    waiting = [cell for cell in cells if not cell.result.exists()]
-    log(f"{table.name}: {len(cells) - len(waiting)} of {len(cells)} nets are trained")
+    begins, cells = ([Cell(row, seed, out / f"seed{seed}") for row in rows for seed in table.seeds]
+                     for rows in (table.begins, table.rows))
+    waiting = [cell for cell in begins + cells if not cell.result.exists()]
+    log(f"{table.name}: {len(begins + cells) - len(waiting)} of {len(begins + cells)} nets are trained")
     failed = _work(waiting, table, budget, log)
     content = summary(table, cells)
     files.write(out / "table.json", json.dumps(content, indent=1) + "\n")
@@ -204,7 +232,8 @@ def _own(table: Table, out: Path, budget: Budget) -> None:
     path = out / "settings.json"
     wanted = {"net": table.net, "dataset": budget.dataset or table.dataset}
     wanted |= {"epochs": budget.epochs, "precision": budget.precision}
-    wanted |= {name: repr(recipes.load(name).stages) for name in sorted({table.recipe_of(row) for row in table.rows})}
+    names = {table.recipe_of(row) for row in (*table.begins, *table.rows)}
+    wanted |= {name: repr(recipes.load(name).stages) for name in sorted(names)}
     found = json.loads(path.read_text()) if path.exists() else {}
     differing = sorted(k for k in wanted if k in found and wanted[k] != found[k])
     if differing:
@@ -220,7 +249,7 @@ def _work(waiting: list[Cell], table: Table, budget: Budget, log) -> list[str]:
     failed: list[Cell] = []
     try:
         while waiting or running:
-            ready = [cell for cell in waiting if cell.row.quant == "float" or (cell.folder / "float.json").exists()]
+            ready = [cell for cell in waiting if not cell.start(table) or cell.start(table).with_suffix(".json").exists()]
             for cell in ready[: budget.jobs - len(running)]:
                 waiting = [other for other in waiting if other is not cell]
                 log(f"{cell.out}: begins")

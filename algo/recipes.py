@@ -4,7 +4,7 @@
     net = "resnet20"
     dataset = "folder"                    # as --dataset; the command may name another
     quantised = true                      # false: a float net
-    start = "cifar10-resnet20-float"      # the recipe of the float net to start at; without it, from scratch
+    start = "cifar10-resnet20-float"      # the recipe of the float net to start at (a float net too); without it, from scratch
 
     [[stages]]                            # one after the other, each with the fields of `Recipe`
     sizes = [[32, 100]]

@@ -124,10 +124,17 @@ def write_samples(path: Path = SAMPLES, count: int = 256) -> None:
     )
 
 
-def train_float(plan: Plan, train: Images, folder: Path, log=print, run: Run = Run(), test=None) -> Net:  # noqa: B008  frozen
-    """The float net of `plan`; resumes from, and leaves its states in, `folder`."""
-    torch.manual_seed(plan.stages[0].seed)
-    model = build(plan.net, train.classes)
+def train_float(
+    plan: Plan, train: Images, folder: Path, log=print, run: Run = Run(), test=None, start: Path | None = None  # noqa: B008  frozen
+) -> Net:
+    """The float net of `plan`, from the one in `start` or as `plan` says; resumes from, and leaves its states in, `folder`."""
+    if start is not None:
+        model = load_float(start, plan.net, train.classes)
+    elif plan.start is not None:
+        model = train_float(recipes.load(plan.start), train, folder, log, run, test)
+    else:
+        torch.manual_seed(plan.stages[0].seed)
+        model = build(plan.net, train.classes)
     for index, stage in enumerate(plan.stages):
         fit(model, train, stage, folder / f"{plan.name}.{index}.pt", test=test, log=log, run=run)
     return model
@@ -265,7 +272,7 @@ def produce(
     test = data.load(dataset, False, data_folder, plan.size)
     if config is None:
         out = out or folder / f"{plan.name}.pt"
-        model = train_float(dataclasses.replace(plan, name=out.stem), train, out.parent, log, run, test)
+        model = train_float(dataclasses.replace(plan, name=out.stem), train, out.parent, log, run, test, start)
         share = accuracy(model, test, plan.size)
         metadata = Metadata(
             net, 32, 32, quant, None, dataset, plan.size, train.classes, share, share, len(test), command,

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,21 @@ def test_a_table_is_trained_once_and_written(table, tmp_path, monkeypatch):
     assert compare.run(table, out, Budget(epochs=3), log=print) == content and len(trainings.commands) == 4
     more = replace(table, seeds=(1, 2, 3))
     assert compare.run(more, out, Budget(epochs=3), log=print)["rows"][0]["n"] == 3 and len(trainings.commands) == 6
+
+
+def test_all_rows_start_at_nets_that_are_no_row(table, tmp_path, monkeypatch):
+    """Then the float row goes on from there as the low-bit ones do."""
+    trainings = Trainings(monkeypatch)
+    shared = replace(table, start="digits-599-float")
+    content = compare.run(shared, tmp_path, Budget(jobs=4), log=print)
+    outs = [words[words.index("--out") + 1] for words in trainings.commands]
+    assert sorted(outs[:2]) == [str(tmp_path / f"seed{seed}/start.pt") for seed in (1, 2)] and len(outs) == 6
+    for words in trainings.commands:
+        folder, begins = Path(words[words.index("--out") + 1]).parent, "start.pt" in words[words.index("--out") + 1]
+        assert ("--start" in words) is not begins
+        assert begins or words[words.index("--start") + 1] == str(folder / "start.pt")
+    assert [row["name"] for row in content["rows"]] == ["float", "slb-w2a2"] and content["rows"][0]["n"] == 2
+    assert compare.run(shared, tmp_path, Budget(), log=print) == content and len(trainings.commands) == 6
 
 
 def test_another_table_does_not_go_into_the_same_folder(table, tmp_path, monkeypatch):

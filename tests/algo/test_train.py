@@ -1,6 +1,7 @@
 import csv
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +225,20 @@ def test_command_trains_and_packs(tmp_path, monkeypatch, capsys):
     assert "goes on after epoch 2" in capsys.readouterr().out and (tmp_path / "w1/net.ckpt").read_bytes() == before
     codes, labels = trained.sample_images("digits", 10)
     assert network(torch.from_numpy(codes).int()).shape == (10, 10, 1, 1) and len(labels) == 10
+
+
+def test_a_float_net_starts_at_another(tmp_path, monkeypatch):
+    """At the one that is given, or else at that of its recipe's own start, trained first: it learns on from there."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    (tmp_path / "first.toml").write_text(SHORT.format(quantised="false", more=""))
+    (tmp_path / "on.toml").write_text(SHORT.format(quantised="false", more='start = "first.toml"'))
+    common = ("--net", "digits", "--quiet", "--threads", "1", "--quant", "float")
+    for words in (("first.toml", "--out", "a/start.pt"), ("first.toml", "--start", "a/start.pt", "--out", "a/on.pt"),
+                  ("on.toml", "--out", "b/on.pt")):
+        assert train.main(command(*common, "--recipe", *words)) == 0
+    nets = [trained.load_float(Path(name), "digits", 10).state_dict() for name in ("a/start.pt", "a/on.pt", "b/on.pt")]
+    assert same(nets[1], nets[2]) and not same(nets[0], nets[1])
 
 
 def test_float_starts_are_checked(tmp_path, part):
