@@ -12,6 +12,7 @@ from seriatim.sim.session import Session
 
 from .link import Link
 from .protocol import WORD_BYTES
+from .recording import Player, Recorder, Tape
 
 POLL_S = 0.001, 0.1
 """Seconds between two looks at STATUS: at first, at most. They double."""
@@ -19,11 +20,25 @@ PATIENCE_S = 600.0
 """Far above any program: the hardware's watchdog stops a machine that hangs."""
 
 
-def opener(device: str, baud: int) -> OpenSession:
-    """Opens sessions of the board at serial port `device`."""
+PLAY = "replay:"
+"""What a device's name begins with where a recording stands for it."""
+
+
+def opener(device: str, baud: int, record: str | None = None) -> OpenSession:
+    """Opens sessions of the board at serial port `device`, or of a recording (`replay:FILE`); `record` keeps what goes over the
+    link, of all of them together, in a file."""
+    if device.startswith(PLAY):
+        tape = Tape.load(device.removeprefix(PLAY))
+        return lambda config, memory_bytes: BoardSession(config, memory_bytes, Link(Player(tape)))
     from .serialport import SerialPort
 
-    return lambda config, memory_bytes: BoardSession(config, memory_bytes, Link(SerialPort(device, baud)))
+    tape = Tape(device)
+
+    def open_session(config: Config, memory_bytes: int) -> BoardSession:
+        port = SerialPort(device, baud)
+        return BoardSession(config, memory_bytes, Link(Recorder(port, tape, record) if record else port))
+
+    return open_session
 
 
 class BoardSession(Session):

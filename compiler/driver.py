@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +135,16 @@ def main_compile(args) -> None:
     """`seriatim compile`: the network of the command line, for one image, into `artefact.zip` in the folder `--out`."""
     from seriatim.algo.trained import load_or_train, name_of, settle
     from seriatim.compiler.codegen import generate
+    from seriatim.boards import catalogue
     from seriatim.sim.driver import config_of
 
     settle(args)
     config, path = config_of(args), Path(args.checkpoint) if args.checkpoint else None
     network, metadata = load_or_train(args.net, args.quant, args.w, args.a, args.first_last, image_size=args.image, path=path)
     example = np.zeros((1, network.channels, network.image_size, network.image_size), np.int32)
-    artefact = compile_network(network, example, config, generate, metadata=asdict(metadata) | {"image": network.image_size})
+    memory = catalogue.find(args.board).timing if args.board else None
+    artefact = compile_network(network, example, config, partial(generate, memory=memory),
+                               metadata=asdict(metadata) | {"image": network.image_size})
     name = name_of(args.net, args.quant, args.w, args.a, args.first_last) + (f"-{args.image}" if args.image else "")
     path = artefact.save(Path(args.out or Path("build", "compile", name), "artefact.zip"))
     print("\n".join([*summary(artefact), f"artefact: {path}"]))

@@ -29,7 +29,7 @@ def test_help_is_quick_and_lists_every_verb():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.5
-    assert all(f"\n    {verb} " in out for verb in cli.VERBS)
+    assert {line.split()[0] for line in out.splitlines() if line[:4].isspace() and line[4:5].isalpha()} == set(cli.VERBS)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

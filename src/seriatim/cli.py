@@ -237,6 +237,17 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", metavar="DIR", help="where the history and the table go (default: build)")
 
 
+def _on_device(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", metavar="ARTEFACT", help="an artefact, or the folder that holds it")
+    p.add_argument("--device", metavar="PORT", help="serial port of the board, or replay:FILE, a recording that stands for it")
+    p.add_argument("--baud", type=whole("the link's rate", 300, unit="baud"), metavar="N",
+                   help="rate of its link (default: the --board's)")
+    p.add_argument("--board", metavar="NAME", help="which board is there; without --device it is simulated")
+    p.add_argument("--record", metavar="FILE", help="keep what goes over the link")
+    p.add_argument("--samples", metavar="FILE", help="codes of the inputs, an .npz with an array for each (default: random ones)")
+    p.add_argument("--seed", type=whole("the seed", 0), default=0, help="seed of random inputs (default: %(default)s)")
+
+
 def _board(p: argparse.ArgumentParser) -> None:
     p.add_argument("action", choices=["list"], help="list: the boards, what machine each has and how it is made")
 
@@ -278,6 +289,7 @@ VERBS = {
     "disasm": Verb("list a program", "seriatim.isa:main_disasm", _disasm),
     "cocotb": Verb("run the cocotb testbenches", "seriatim.cli:main_cocotb", _cocotb),
     "bench": Verb("measure the published figures", "seriatim.sim.bench:main", _bench),
+    "run": Verb("run an artefact on a board and compare every tensor", "seriatim.boards.run:main", _on_device),
     "board": Verb("the boards that a bitstream can be made for", "seriatim.boards.build:main_board", _board),
     "bitstream": Verb("synthesise, place and route a board's machine", "seriatim.boards.build:main_bitstream", _bitstream),
     "manual": Verb("write the manual's generated pages (ISA, registers)", "seriatim.isa:main_manual", _manual),

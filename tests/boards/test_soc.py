@@ -1,17 +1,15 @@
 """The whole board in Verilator behind a pseudo-terminal, and the real driver: layers, faults of the line, boards that hang."""
 
-import contextlib
 import dataclasses
 import json
 import threading
 
-import layer_reference
 import numpy as np
 import pytest
+from board_layers import BOARD, layer, run
 from shell_model import Noise
 
 from seriatim import cli, isa
-from seriatim.boards import catalogue
 from seriatim.boards.link import Link
 from seriatim.boards.protocol import Command, Request, encode
 from seriatim.boards.sdram import Sdram
@@ -19,10 +17,8 @@ from seriatim.boards.sdram_model import Rule
 from seriatim.boards.serialport import SerialPort
 from seriatim.boards.session import BoardSession
 from seriatim.boards.soc import BAUD, Plugged
-from seriatim.compiler import legal
-from seriatim.compiler.codegen import generate
 from seriatim.csr import CYCLE_COUNTERS, Cause, Counter
-from seriatim.errors import ArtefactError, CompileError, LinkError, MachineError
+from seriatim.errors import ArtefactError, LinkError, MachineError
 from seriatim.isa import Sem
 from seriatim.sim import random_layers as layers
 from seriatim.sim.executor import program_of
@@ -30,7 +26,6 @@ from seriatim.sim.session import IsaSession, Program
 
 pytestmark = pytest.mark.rtl
 
-BOARD = catalogue.find("icebreaker")
 COUNTED = (Counter.WRITE_BEATS, Counter.ARRAY_STEPS, Counter.POOL_STEPS, Counter.REQUANTS)
 """What the board counts as the ISA simulator does."""
 
@@ -62,27 +57,6 @@ def good_line(plugged):
 def session(plugged, config=BOARD.config, timeout_s=0.5, attempts=100, memory=BOARD.memory, **options) -> BoardSession:
     link = Link(SerialPort(plugged.port, BAUD), timeout_s=timeout_s, attempts=attempts)
     return BoardSession(config, memory.size, link, **options)
-
-
-def layer(seed: int, kind: str):
-    """A random layer for the board's machine: its program, inputs and right output."""
-    rng = np.random.default_rng(seed)
-    while True:
-        case = layers.MAKERS[kind](rng, BOARD.config)
-        if case is not None and legal.refusal(case[0]) is None:
-            case = layers.Case(seed, "", *case)
-            with contextlib.suppress(CompileError):  # layers too large for this machine
-                compiled = generate(case.region, BOARD.config)
-                if compiled.memory_bytes <= 12_000:
-                    return compiled, case.inputs, layer_reference.by_reference(case)
-
-
-def run(machine, compiled, inputs):
-    """Output and counters of a program."""
-    machine.write(0, compiled.memory(inputs))
-    counts = machine.run(program_of(compiled))
-    place = compiled.places["out"]
-    return compiled.unpack("out", machine.read(place.address, place.size)), counts
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -203,3 +177,20 @@ def test_digits_whole(tmp_path, capsys):
     for row in report["layers"]:
         assert abs(row["cycles"] / row["predicted_cycles"] - 1) < 0.15, row["name"]
     assert "bit-exact: every element of every layer equals PyTorch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_artefact_at_a_port(tmp_path, capsys, plugged):
+    """`seriatim run` at a port, recorded; the recording in its place; a recording of other inputs."""
+    folder, recording = str(tmp_path), str(tmp_path / "recording.txt")
+    assert cli.main(["compile", "--net", "digits", "--board", "icebreaker", "--out", folder]) == 0
+    capsys.readouterr()
+    assert cli.main(["run", folder, "--device", plugged.port, "--baud", str(BAUD), "--record", recording]) == 0
+    shown = capsys.readouterr().out
+    assert "bit-exact: every tensor of 1 program(s) on the 2x2x32 machine" in shown and "conv3" in shown
+    assert cli.main(["run", folder, "--device", f"replay:{recording}"]) == 0
+    assert capsys.readouterr().out == shown
+    assert cli.main(["run", folder, "--device", f"replay:{recording}", "--seed", "1"]) == 1
+    assert "not those that were recorded" in capsys.readouterr().err
+    assert cli.main(["run", folder, "--device", plugged.port]) == 1
+    assert "without --board or --baud" in capsys.readouterr().err
