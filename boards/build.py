@@ -18,6 +18,9 @@ from .targets import TARGETS, System, Target, Tools
 NAME = "seriatim"
 ARRAY = "array"
 """The module whose LUTs are counted apart: counts, sums and drain registers."""
+APART = ("act", "act_flags", "res", "wgt", "prm", "out", "execute.drain", "fetch", "fetch.load", "fetch.exec", "fetch.store")
+"""Modules of the accelerator in whose memories no read of a word that counts meets its write: semaphores, and the queues' and the
+drain's own counters, keep them apart. Block RAM then needs no LUTs that give such a read the old word, as Amaranth promises."""
 ROOT = Path("build", "boards")
 
 
@@ -27,8 +30,8 @@ def environment(tools: Tools) -> dict[str, str]:
     for variable, command in tools.commands.items():
         path = Path(sys.executable).with_name(command)
         if command.startswith("yowasp-") and not path.exists():
-            raise ToolError(f"{command} is not installed beside {sys.executable}: run 'make env', or install the extra 'boards' of "
-                            "pyproject.toml")
+            raise ToolError(f"{command} is not installed beside {sys.executable}: run 'make env', or install the extra 'boards' "
+                            "of pyproject.toml")
         found.setdefault(variable, str(path) if path.exists() else command)
     return found
 
@@ -36,8 +39,10 @@ def environment(tools: Tools) -> dict[str, str]:
 def plan(board: Board, target: Target, folder: Path) -> None:
     """Writes what the tools read: RTLIL, constraints, scripts. The array keeps its module until its cells have been counted."""
     keep = f"setattr -mod -set keep_hierarchy 1 *.{ARRAY}"
+    apart = " ".join(f"*.accelerator.{name}/t:$memrd_v2" for name in APART)
+    before = f"{keep}; setparam -set COLLISION_X_MASK 1'1 {apart}"
     count = f"tee -q -o cells.json stat -json; setattr -mod -unset keep_hierarchy *.{ARRAY}; flatten; opt_clean"
-    options = dict(target.tools.options, script_after_read=keep, script_after_synth=count) if target.built else {}
+    options = dict(target.tools.options, script_after_read=before, script_after_synth=count) if target.built else {}
     target.platform().prepare(System(board), NAME, **options).extract(folder)
 
 
