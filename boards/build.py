@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seriatim.errors import ToolError
 
+from . import zynq
 from .catalogue import BOARDS, Board, find
 from .targets import TARGETS, System, Target, Tools
 
@@ -38,6 +39,9 @@ def environment(tools: Tools) -> dict[str, str]:
 
 def plan(board: Board, target: Target, folder: Path) -> None:
     """Writes what the tools read: RTLIL, constraints, scripts. The array keeps its module until its cells have been counted."""
+    if target.platform is None:
+        zynq.plan(board, NAME, folder)
+        return
     keep = f"setattr -mod -set keep_hierarchy 1 *.{ARRAY}"
     apart = " ".join(f"*.accelerator.{name}/t:$memrd_v2" for name in APART)
     before = f"{keep}; setparam -set COLLISION_X_MASK 1'1 {apart}"

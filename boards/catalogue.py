@@ -15,15 +15,16 @@ class Board:
     Members
     -------
     config : the machine. clock_hz : its clock.
-    memory : what is behind its AXI port. timing : the same, as the compiler's cycle model expects it.
-    baud : rate of the UART.
+    memory : what is behind its AXI port; None: the memory of a processing system, which is the host as well.
+    timing : the same, as the compiler's cycle model expects it.
+    baud : rate of the UART; 0: none.
     """
 
     name: str
     doc: str
     config: Config
     clock_hz: int
-    memory: OnChip
+    memory: OnChip | None
     timing: Memory
     baud: int
 
@@ -51,6 +52,8 @@ BOARDS = {board.name: board for board in (
     Board("arty-a7-100", "Arty A7-100T: Xilinx XC7A100T, block RAM",
           Config(act_words=2048, wgt_words=1024, max_planes=8, multiplier_stages=2), 100_000_000, OnChip(64 << 10), ON_CHIP,
           3_000_000),
+    Board("pynq-z2", "PYNQ-Z2: Xilinx Zynq XC7Z020, the processing system's DDR3",
+          Config(act_words=2048, wgt_words=1024, max_planes=8, multiplier_stages=2), 100_000_000, None, Memory(latency=40), 0),
 )}
 
 

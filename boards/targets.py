@@ -78,7 +78,8 @@ class System(Elaboratable):
 class Target:
     """How a board's bitstream is made."""
 
-    platform: Callable[[], Platform]
+    platform: Callable[[], Platform] | None
+    """None: `zynq` writes the plan."""
     tools: Tools
 
     @property
@@ -95,4 +96,5 @@ TARGETS = {
     "icebreaker": Target(ICEBreakerPlatform, ICE40),
     "tang-primer-20k": Target(TangPrimer20kDockPlatform, GOWIN),
     "arty-a7-100": Target(ArtyA7_100Platform, VIVADO),
+    "pynq-z2": Target(None, VIVADO),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import pytest
@@ -75,11 +76,22 @@ def test_dividers():
         pll.dividers(25_000_000, 33_333_333)
 
 
-@pytest.mark.parametrize("name", ["arty-a7-100"])
-def test_vendor_plan(name, tmp_path):
-    """The smallest machine's: the plan is complete, nothing is run."""
-    board = dataclasses.replace(find(name), config=find("icebreaker").config)
-    assert build.bitstream(board, tmp_path) is None
-    files = {path.name: path.read_text() for path in (tmp_path / name).iterdir()}
+def vendor_plan(name: str, folder) -> dict[str, str]:
+    """The files of the plan for a small machine, by name; nothing is run."""
+    board = dataclasses.replace(find(name), config=find("ulx3s-25f").config)
+    assert build.bitstream(board, folder) is None
+    return {path.name: path.read_text() for path in (folder / name).iterdir()}
+
+
+def test_plan_of_an_artix(tmp_path):
+    files = vendor_plan("arty-a7-100", tmp_path)
     assert "synth_design" in files[f"{build.NAME}.tcl"] and "set_property" in files[f"{build.NAME}.xdc"]
     assert "module" in files[f"{build.NAME}.v"]
+
+
+def test_plan_of_a_zynq(tmp_path):
+    """The wrapper connects every port of the machine's Verilog, and the design reaches the two interfaces by their names."""
+    files = vendor_plan("pynq-z2", tmp_path)
+    machine = re.search(rf"module {build.NAME}_top\(([^)]*)\);", files[f"{build.NAME}_top.sv"])[1]
+    assert sorted(re.findall(r"\w+", machine)) == sorted(re.findall(r"\.(\w+)\(", files["wrapper.v"]))
+    assert "ps/M_AXI_GP0 machine/s_axil" in files[f"{build.NAME}.tcl"] and "{{" not in files[f"{build.NAME}.tcl"]
