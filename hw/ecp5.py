@@ -186,34 +186,14 @@ def sums(m: Module, platform, act, wgt, step, row_valid, valid, bits: int):
     since the last step clears the register.
     """
     k = len(act[0])
-    width = k.bit_length() + 1  # of 2 popcount(act & wgt) - popcount(wgt), and of what is less
     cold = Signal(init=1)  # no sum since the reset
-    added, of = Signal(), Signal.like(step, reset_less=True)
-    clear = Signal()
+    clear, added, of = Signal(), Signal(), Signal.like(step, reset_less=True)
     m.d.sync += [cold.eq(0), added.eq(valid), of.eq(step)]
     m.d.comb += clear.eq((added & of.last) | cold)
-    ones = Const((1 << k) - 1, k)
     acts = [_late_register(m, f"act_{i}", word) for i, word in enumerate(act)]
     wgts = [_late_register(m, f"wgt_{j}", word) for j, word in enumerate(wgt)]
-
-    def count(name, word):
-        tree = Tree(m, platform, name, word, ones)
-        tree.strip.begin(tree.spare[0], Const(1))
-        total = [tree.strip.bit(ADD, bit, Const(0)) for bit in tree.count]
-        total.append(tree.strip.carry())
-        tree.strip.close()
-        return Cat(total)
-
-    wgt_counts = [count(f"wgt_ones_{j}", word) for j, word in enumerate(wgts)]
-
-    def kept(name, add):
-        register = Signal(bits, name=name, reset_less=True)
-        total = add(register)
-        with m.If(clear):
-            m.d.sync += register.eq(0)
-        with m.Elif(added):
-            m.d.sync += register.eq(total)
-        return total
+    counts = [_ones(m, platform, f"ones_{j}", column) for j, column in enumerate(wgts)]
+    ones = Const((1 << k) - 1, k)
 
     x, r = [], []
     for i, row in enumerate(acts):
@@ -221,45 +201,57 @@ def sums(m: Module, platform, act, wgt, step, row_valid, valid, bits: int):
         carry = Signal(name=f"carry_{i}", reset_less=True)
         m.d.comb += twice.eq(step.bipolar & row_valid[i])
         m.d.sync += carry.eq(twice ^ step.sub)
-        x.append([_cell(m, platform, f"{i}_{j}", row, column, wgt_counts[j], twice, carry, of, width, kept, bits)
-                  for j, column in enumerate(wgts)])
 
-        act_count, act_twice = Signal(k.bit_length(), name=f"act_count_{i}", reset_less=True), Signal(reset_less=True)
-        m.d.sync += [act_count.eq(count(f"act_ones_{i}", row)), act_twice.eq(twice)]
-        term = Signal(bits, name=f"r_term_{i}")
-        m.d.comb += term.eq(Mux(act_twice, (act_count << 1) - k, act_count))
+        def total(name, column, count, row=row, twice=twice, carry=carry):
+            term = _term(m, platform, f"term_{name}", row, column, count, twice)
+            register = Signal(bits, name=name, reset_less=True)
+            result = _accumulate(m, platform, f"acc_{name}", register, term, carry, of)
+            with m.If(clear):
+                m.d.sync += register.eq(0)
+            with m.Elif(added):
+                m.d.sync += register.eq(result)
+            return result
 
-        def add(register, term=term):
-            return (Mux(of.shift, register << 1, register) + (term ^ of.sub.replicate(bits)) + of.sub)[:bits]
-
-        r.append(kept(f"r_{i}", add))
+        x.append([total(f"x_{i}_{j}", column, counts[j]) for j, column in enumerate(wgts)])
+        r.append(total(f"r_{i}", ones, Const(k)))  # as of a column of ones
     return x, r
 
 
-def _cell(m, platform, name, act, wgt, wgt_count, twice, carry, step, width, kept, bits):
-    """X of a row and a column: the count, or twice the count less the column's ones less 1, in its register; and the sum with it.
-    The 1, and the one that makes a complement a negative number, come as `carry`."""
-    tree = Tree(m, platform, f"product_{name}", act, wgt)
-    spare = Signal(name=f"spare_{name}")
-    m.d.comb += spare.eq(tree.spare[0] & tree.spare[1])
-    bits_of = [*tree.count, *[Const(0)] * (width - len(tree.count))]
-    ones = [*wgt_count, *[Const(0)] * (width - len(wgt_count))]
-    tree.strip.begin(spare, Const(1))
-    term = Signal(width, name=f"term_{name}", reset_less=True)
-    m.d.sync += term.eq(Cat(tree.strip.bit(COMBINE, one, twice, bit, below)
-                            for one, bit, below in zip(ones, bits_of, [spare, *bits_of])))
+def _ones(m, platform, name, word):
+    """popcount(word), in the cycle of its late lanes."""
+    tree = Tree(m, platform, name, word, Const((1 << len(word)) - 1, len(word)))
+    tree.strip.begin(tree.spare[0], 1)
+    count = Cat([tree.strip.bit(ADD, bit, 0) for bit in tree.count], tree.strip.carry())
     tree.strip.close()
-    addend = Signal(width, name=f"addend_{name}")
-    m.d.comb += addend.eq(term ^ step.sub.replicate(width))
+    return count
 
-    def add(register):
-        total = Signal(bits, name=f"sum_{name}")
-        strip = Strip(m, platform, f"acc_{name}")
-        strip.begin(carry, Const(1))
-        m.d.comb += total.eq(Cat(
-            strip.bit(ACCUMULATE, addend[min(i, width - 1)], step.shift, register[i], register[i - 1] if i else Const(0))
-            for i in range(bits)))
-        strip.close()
-        return total
 
-    return kept(f"x_{name}", add)
+def _term(m, platform, name, act, wgt, ones, twice):
+    """A register with popcount(act & wgt), or with `twice` twice that less `ones` less 1."""
+    width = len(act).bit_length() + 1
+    tree = Tree(m, platform, name, act, wgt)
+    spare = Signal(name=f"{name}_spare")
+    m.d.comb += spare.eq(tree.spare[0] & tree.spare[1])
+
+    def extended(bits):
+        return [*bits, *[Const(0)] * (width - len(bits))]
+
+    tree.strip.begin(spare, 1)
+    term = Signal(width, name=name, reset_less=True)
+    m.d.sync += term.eq(Cat(tree.strip.bit(COMBINE, one, twice, bit, below) for one, bit, below in zip(
+        extended(ones), extended(tree.count), [spare, *extended(tree.count)])))
+    tree.strip.close()
+    return term
+
+
+def _accumulate(m, platform, name, register, term, carry, step):
+    """X or 2X of a register, plus or minus a term. The 1 that a negative number has over a complement, and the one that a term
+    lacks, come as `carry`."""
+    addend, total = Signal(len(term), name=f"{name}_addend"), Signal(len(register), name=f"{name}_total")
+    m.d.comb += addend.eq(term ^ step.sub.replicate(len(term)))
+    strip = Strip(m, platform, name)
+    strip.begin(carry, 1)
+    m.d.comb += total.eq(Cat(strip.bit(ACCUMULATE, addend[min(i, len(term) - 1)], step.shift, register[i], below)
+                             for i, below in enumerate([Const(0), *register[:-1]])))
+    strip.close()
+    return total

