@@ -9,13 +9,14 @@ WAIT_S = 0.02
 
 
 class SerialPort:
-    """The port named `name` at `baud`, opened for this process alone. Raises LinkError where it cannot be opened, and from then
-    on where it has gone."""
+    """The port named `name` at `baud`, opened for this process alone; or what pyserial opens by a URL, such as `socket://HOST:PORT`
+    for a board at another computer. Raises LinkError where it cannot be opened, and from then on where it has gone."""
 
     def __init__(self, name: str, baud: int):
         self.name = name
         try:
-            self._serial = serial.Serial(name, baud, timeout=WAIT_S, exclusive=True)
+            alone = {} if "://" in name else {"exclusive": True}
+            self._serial = serial.serial_for_url(name, baud, timeout=WAIT_S, **alone)
             self._serial.reset_input_buffer()
         except (OSError, ValueError) as e:
             raise LinkError(f"{name} at {baud} baud cannot be opened: {e}; is the board plugged in, may you use it (Debian: "

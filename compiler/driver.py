@@ -134,8 +134,8 @@ def summary(artefact: Artefact) -> list[str]:
 def main_compile(args) -> None:
     """`seriatim compile`: the network of the command line, for one image, into `artefact.zip` in the folder `--out`."""
     from seriatim.algo.trained import load_or_train, name_of, settle
-    from seriatim.compiler.codegen import generate
     from seriatim.boards import catalogue
+    from seriatim.compiler.codegen import generate
     from seriatim.sim.driver import config_of
 
     settle(args)

@@ -1,6 +1,8 @@
 """The driver against a shell in Python: windows, repeats, faults of the line, boards that are not ours."""
 
 import random
+import socket
+import threading
 
 import pytest
 from shell_model import ModelPort, Noise, ShellModel, csr_values
@@ -152,6 +154,23 @@ def test_address_beyond_the_memory():
 def test_no_such_port():
     with pytest.raises(LinkError, match="/dev/nosuchport at 115200 baud cannot be opened.*plugged in"):
         SerialPort("/dev/nosuchport", 115_200)
+
+
+def test_board_at_another_computer():
+    shell, decoder = machine(), Decoder()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                while data := connection.recv(4096):
+                    for body in decoder.feed(data):
+                        connection.sendall(encode(shell.answer(body)))
+
+        threading.Thread(target=serve, daemon=True).start()
+        board = Link(SerialPort(f"socket://127.0.0.1:{server.getsockname()[1]}", 115_200))
+        board.write(8, b"over TCP")
+        assert board.read(8, 8) == b"over TCP"
+        board.close()
 
 
 def test_wrong_bitstream_is_refused_before_anything_is_written():

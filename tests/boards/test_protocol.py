@@ -2,9 +2,11 @@
 
 import random
 import zlib
+from pathlib import Path
 
 import pytest
 
+from seriatim.boards import protocol
 from seriatim.boards.protocol import ESCAPE, FCS_RESIDUE, FLAG, Command, Decoder, Request, encode
 
 pytestmark = pytest.mark.unit
@@ -51,6 +53,14 @@ def test_a_fault_loses_its_frame_and_no_other(fault):
         decoder = Decoder()
         found = decoder.feed(b"".join(frames))
         assert found == [bodies[0], bodies[2]] and decoder.dropped >= 1
+
+
+def test_the_page_has_the_tables():
+    page = Path(protocol.__file__).parents[1].joinpath("docs", "link.md").read_text()
+    rows = [f"| {c.value} | `{c.name}` | {protocol.COMMAND_DOC[c]} |" for c in Command]
+    rows += [f"| {s.value} | `{s.name}` | {protocol.STATUS_DOC[s]} |" for s in protocol.Status]
+    rows += [f"| {r.addr:#06x} | `{r.name}` | {r.access} | {r.doc} |" for r in protocol.REGISTERS]
+    assert [row for row in rows if row not in page] == []
 
 
 def test_sizes_of_request_and_response():
