@@ -56,7 +56,7 @@ def test_a_fault_loses_its_frame_and_no_other(fault):
 
 
 def test_the_page_has_the_tables():
-    page = Path(protocol.__file__).parents[1].joinpath("docs", "link.md").read_text()
+    page = Path(__file__).parents[2].joinpath("docs", "link.md").read_text()
     rows = [f"| {c.value} | `{c.name}` | {protocol.COMMAND_DOC[c]} |" for c in Command]
     rows += [f"| {s.value} | `{s.name}` | {protocol.STATUS_DOC[s]} |" for s in protocol.Status]
     rows += [f"| {r.addr:#06x} | `{r.name}` | {r.access} | {r.doc} |" for r in protocol.REGISTERS]
