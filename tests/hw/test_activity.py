@@ -152,7 +152,8 @@ def test_rtl_counts_what_a_walk_of_the_steps_does(library, seed):
     planes = [f["ny"] * f["nx"] * f["out_planes"] for f in convs]
     assert {c: counts.total[c] for c in ACTIVITY_COUNTERS if c not in first} == {
         Counter.ACT_WRITES: 3 * 512 + 2 * 3 * 7, Counter.RES_WRITES: 0, Counter.WGT_WRITES: 16 * 4, Counter.PRM_WRITES: 4 * 4,
-        Counter.RES_READS: 0, Counter.OUT_WRITES: sum(planes) + 2 * pool["planes"], Counter.PSUM_READS: 0, Counter.PSUM_WRITES: 0}
+        Counter.RES_READS: 0, Counter.OUT_WRITES: sum(planes) + 2 * pool["planes"], Counter.PSUM_READS: 0, Counter.PSUM_WRITES: 0,
+        Counter.SHIFT_STEPS: 0, Counter.SHIFT_ACT_READS: 0, Counter.SHIFT_WGT_READS: 0}
 
 
 @pytest.mark.unit
