@@ -156,7 +156,11 @@ def main_bitstream(args: argparse.Namespace) -> None:
 
 
 def main_board(args: argparse.Namespace) -> None:
-    """`seriatim board list`."""
+    """`seriatim board list`, `seriatim board simulate`."""
+    if args.action == "simulate":
+        from . import soc
+
+        return soc.main(args)
     for board in BOARDS.values():
         made = "open tools" if TARGETS[board.name].built else "build plan only"
         print(f"{board.name:<16} {str(board.config):<9} {board.clock_hz / 1e6:>5g} MHz  {made:<15}  {board.doc}")

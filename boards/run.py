@@ -29,8 +29,7 @@ def open_of(args: argparse.Namespace) -> OpenSession:
         raise ConfigError("no board: --device PORT names the one to run on, --board NAME alone one to simulate")
     if args.record:
         raise ConfigError(f"--record {args.record} without --device: only the link of a device is recorded")
-    memory = catalogue.find(args.board).memory
-    return lambda config, size: soc.SimulatedSession(config, size, memory)
+    return soc.opener(catalogue.find(args.board))
 
 
 def inputs_of(specs: list[dict], seed: int, samples: str | None) -> list[np.ndarray]:

@@ -1,19 +1,24 @@
 """A whole board in Verilator behind a pseudo-terminal: the real driver talks to it, over the real protocol."""
 
+import argparse
 import ctypes
+import dataclasses
 import os
 import select
+import signal
 import threading
 import tty
-from dataclasses import asdict
 from pathlib import Path
 
 from seriatim.config import Config
-from seriatim.errors import MachineError, ToolError
+from seriatim.errors import ConfigError, MachineError, ToolError
 from seriatim.sim import build, rtl
+from seriatim.sim.executor import OpenSession
 
+from . import catalogue
 from .link import Link
 from .memory import OnChip
+from .sdram import Sdram
 from .serialport import SerialPort
 from .session import BoardSession
 
@@ -27,6 +32,8 @@ CHUNK = 2_000
 IDLE_CYCLES = 1_000_000
 """After so many cycles without a byte the simulated board's clock stops until one comes, to keep nobody's computer busy."""
 ROOM = 1 << 16
+ROW_BITS = 7
+"""Of each bank of a simulated SDRAM: half a MiB of an ULX3S's 32."""
 
 _ABI = {
     "create": (ctypes.c_void_p, [ctypes.c_uint32]),
@@ -48,7 +55,7 @@ def library(config: Config, memory: OnChip) -> Path:
 
         return Simulated(Shell(config, clock_hz=CLOCK_HZ, baud=BAUD, memory=memory))
 
-    parameters = [asdict(config), type(memory).__name__, asdict(memory), CLOCK_HZ, DIVISOR]
+    parameters = [dataclasses.asdict(config), type(memory).__name__, dataclasses.asdict(memory), CLOCK_HZ, DIVISOR]
     verilog = rtl.elaborated(top, parameters, ["hw", "boards"], f"a board with the {config} machine")
     return build.build(verilog, axi_bits=config.axi_bits, harness=Path(__file__).with_name("soc.cpp"))
 
@@ -165,6 +172,29 @@ class Plugged:
 
     def __exit__(self, *_):
         self.close()
+
+
+def memory_of(board: catalogue.Board) -> OnChip | Sdram:
+    """The memory of the simulated board: its own, but of a large chip only some rows, since each word is one of the model's.
+    Raises ConfigError where the board has no shell."""
+    if board.memory is None:
+        raise ConfigError(f"board {board.name}: its memory and host are not on the FPGA, and not simulated; --session rtl runs "
+                          "its machine")
+    return dataclasses.replace(board.memory, row_bits=ROW_BITS) if isinstance(board.memory, Sdram) else board.memory
+
+
+def opener(board: catalogue.Board) -> OpenSession:
+    """Opens sessions of the simulated board. Raises ConfigError where it cannot be simulated."""
+    memory = memory_of(board)
+    return lambda config, memory_bytes: SimulatedSession(config, memory_bytes, memory)
+
+
+def main(args: argparse.Namespace) -> None:
+    """`seriatim board simulate`: runs a simulated board until Ctrl-C, for drivers in other processes."""
+    board = catalogue.find(args.board)
+    with Plugged(board.config, memory_of(board)) as plugged:
+        print(f"{board.name}: {plugged.port} (any rate), Ctrl-C pulls the plug", flush=True)
+        signal.pause()
 
 
 class SimulatedSession(BoardSession):

@@ -49,7 +49,7 @@ def memory_of(args) -> Memory:
 
 
 def complete(args) -> None:
-    """Fills in what the command line leaves to --board: the level and the clock."""
+    """Fills in what the command line leaves to --board: the level, the clock, the memory."""
     if args.device and not args.board:
         raise ConfigError(f"--device {args.device} without --board: say which board is there")
     args.session = args.session or ("board" if args.board else "rtl")
@@ -57,6 +57,9 @@ def complete(args) -> None:
         from seriatim.boards import catalogue
 
         args.clock_mhz = catalogue.find(args.board).clock_hz / 1e6 if args.board else 100
+    if args.board:
+        memory = memory_of(args)
+        args.latency, args.outstanding = memory.latency, memory.outstanding
 
 
 def opener(level: str, memory: Memory | None = None, library: Path | None = None, observe: bool = False, board: str | None = None,
@@ -72,7 +75,7 @@ def opener(level: str, memory: Memory | None = None, library: Path | None = None
         found = catalogue.find(board)
         if device:
             return session.opener(device, found.baud)
-        return lambda config, size: soc.SimulatedSession(config, size, found.memory)
+        return soc.opener(found)
     if level == "isa":
         from seriatim.sim.session import IsaSession
 

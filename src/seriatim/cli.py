@@ -249,7 +249,9 @@ def _on_device(p: argparse.ArgumentParser) -> None:
 
 
 def _board(p: argparse.ArgumentParser) -> None:
-    p.add_argument("action", choices=["list"], help="list: the boards, what machine each has and how it is made")
+    p.add_argument("action", choices=["list", "simulate"],
+                   help="list: the boards, what machine each has and how it is made; simulate: --board behind a pseudo-terminal")
+    p.add_argument("--board", default="icebreaker", metavar="NAME", help="which one to simulate (default: %(default)s)")
 
 
 def _bitstream(p: argparse.ArgumentParser) -> None:
@@ -290,7 +292,7 @@ VERBS = {
     "cocotb": Verb("run the cocotb testbenches", "seriatim.cli:main_cocotb", _cocotb),
     "bench": Verb("measure the published figures", "seriatim.sim.bench:main", _bench),
     "run": Verb("run an artefact on a board and compare every tensor", "seriatim.boards.run:main", _on_device),
-    "board": Verb("the boards that a bitstream can be made for", "seriatim.boards.build:main_board", _board),
+    "board": Verb("list the boards, or simulate one for a driver of yours", "seriatim.boards.build:main_board", _board),
     "bitstream": Verb("synthesise, place and route a board's machine", "seriatim.boards.build:main_bitstream", _bitstream),
     "manual": Verb("write the manual's generated pages (ISA, registers)", "seriatim.isa:main_manual", _manual),
 }

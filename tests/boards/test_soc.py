@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -166,6 +170,20 @@ def test_unplugged():
             while True:
                 open_session.write(0, bytes(4000))
         open_session.close()
+
+
+def test_simulated_board_for_another_process(plugged):
+    """`plugged` has had the simulator built. Ctrl-C pulls the plug."""
+    command = [sys.executable, "-m", "seriatim.cli", "board", "simulate", "--board", BOARD.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        port = re.match(r"icebreaker: (\S+) ", process.stdout.readline())[1]
+        link = Link(SerialPort(port, BAUD), timeout_s=5)
+        assert link.shell["MEMORY_BYTES"] == BOARD.memory.size
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130 and "Traceback" not in process.stderr.read()
+        with pytest.raises(LinkError, match="gone"):
+            link.read(0, 4)
+        link.close()
 
 
 @pytest.mark.slow
