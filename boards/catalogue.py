@@ -33,7 +33,7 @@ ON_CHIP = Memory(latency=2, outstanding=1)
 """Block RAM's timing."""
 
 _SMALL = Config(m=1, n=2, k=32, axi_bits=32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128,
-                psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2)
+                psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2, multiplier_stages=2)
 
 BOARDS = {board.name: board for board in (
     Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, on-chip memory",
@@ -42,11 +42,11 @@ BOARDS = {board.name: board for board in (
           12_000_000, Spram(), ON_CHIP, 3_000_000),
     Board("ulx3s-85f", "ULX3S: Lattice ECP5 LFE5U-85F, block RAM",
           Config(m=2, n=4, k=64, act_words=2048, wgt_words=512, prm_words=128, res_words=512, out_words=512, psum_words=512,
-                 max_planes=8),
-          50_000_000, OnChip(64 << 10), ON_CHIP, 3_000_000),
-    Board("ulx3s-45f", "ULX3S: Lattice ECP5 LFE5U-45F, block RAM", _SMALL, 50_000_000, OnChip(64 << 10), ON_CHIP, 3_000_000),
-    Board("ulx3s-25f", "ULX3S: Lattice ECP5 LFE5U-25F, block RAM", _SMALL, 50_000_000, OnChip(16 << 10), ON_CHIP, 3_000_000),
-    Board("ecpix5-85", "ECPIX-5: Lattice ECP5 LFE5UM5G-85F, block RAM", _SMALL, 50_000_000, OnChip(64 << 10), ON_CHIP, 3_000_000),
+                 max_planes=8, multiplier_stages=2),
+          25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
+    Board("ulx3s-45f", "ULX3S: Lattice ECP5 LFE5U-45F, block RAM", _SMALL, 25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
+    Board("ulx3s-25f", "ULX3S: Lattice ECP5 LFE5U-25F, block RAM", _SMALL, 25_000_000, OnChip(16 << 10), ON_CHIP, 1_000_000),
+    Board("ecpix5-85", "ECPIX-5: Lattice ECP5 LFE5UM5G-85F, block RAM", _SMALL, 25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
     Board("tang-primer-20k", "Tang Primer 20K with its dock: Gowin GW2A-18C, block RAM", _SMALL, 27_000_000, OnChip(16 << 10),
           ON_CHIP, 3_000_000),
     Board("arty-a7-100", "Arty A7-100T: Xilinx XC7A100T, block RAM",

@@ -117,9 +117,15 @@ class Bursts(wiring.Component):
         take = Signal(block + 1)
         whole = Signal()
         m.d.comb += [whole.eq(beats <= room), take.eq(Mux(whole, beats, room))]
-        end = Signal(33)
-        m.d.comb += end.eq(addr + (take << shift))
-        m.d.comb += self.refused.eq(valid & ((addr[:shift] != 0) | (addr < self.base) | (end > self.limit)))
+        # Both ends that the step may have, compared before it is known which: a multiplexer before the sums would take longer.
+        end_whole, end_block = Signal(33), Signal(33)
+        m.d.comb += [end_whole.eq(addr + (beats[:block + 1] << shift)), end_block.eq(addr + (room << shift))]
+        end, beyond = Signal(33), Signal()
+        m.d.comb += [
+            end.eq(Mux(whole, end_whole, end_block)),
+            beyond.eq(Mux(whole, end_whole > self.limit, end_block > self.limit)),
+            self.refused.eq(valid & ((addr[:shift] != 0) | (addr < self.base) | beyond)),
+        ]
         grows = Signal()
         m.d.comb += grows.eq(open_ & (offset != 0) & (addr == (first + (count << shift))[:32]))
         free = ~self.request.valid | self.request.ready

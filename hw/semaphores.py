@@ -96,8 +96,10 @@ class Semaphores(wiring.Component):
             moved.eq(earlier | any_given),
             self.awake.eq((moved != 0) | self.overflow),
         ]
-        m.d.sync += self.overflow.eq(0)
-        giver = Signal(range(UNITS))  # of the highest semaphore that overflows, the last unit that gives it
+        # Which instruction an overflow is due to is found a cycle later: takes and gives take long enough to find.
+        past = Signal(isa.SEM_COUNT)  # semaphores signalled past their range, a cycle ago
+        with m.If(past != 0):
+            m.d.sync += past.eq(0)
         with m.If(moved != 0):
             for i, level in enumerate(levels):
                 with m.If(moved[i]):
@@ -105,10 +107,17 @@ class Semaphores(wiring.Component):
                         level.eq(level + sum(mask[i] for mask in given) - earlier[i]),
                         some[i].eq((level > earlier[i]) | any_given[i]),
                     ]
-                with m.If(level.all() & any_given[i] & (two_given[i] | ~earlier[i])):
-                    m.d.sync += self.overflow.eq(1)
-                    for unit in range(UNITS):
-                        with m.If(given[unit][i]):
-                            m.d.comb += giver.eq(unit)
-            m.d.sync += self.overflow_pc.eq(Array(self.give_pc)[giver])
+                m.d.sync += past[i].eq(level.all() & any_given[i] & (two_given[i] | ~earlier[i]))
+        givers = [Signal(isa.SEM_COUNT, name=f"giver_{unit}", reset_less=True) for unit in range(UNITS)]
+        pcs = [Signal(32, name=f"pc_{unit}", reset_less=True) for unit in range(UNITS)]
+        with m.If(any_given != 0):
+            m.d.sync += [mine.eq(its) for mine, its in zip((*givers, *pcs), (*given, *self.give_pc))]
+        chosen = Signal(range(UNITS))  # of the highest semaphore, the last unit that gave it
+        m.d.comb += self.overflow.eq(past != 0)
+        for i in range(isa.SEM_COUNT):
+            with m.If(past[i]):
+                for unit in range(UNITS):
+                    with m.If(givers[unit][i]):
+                        m.d.comb += chosen.eq(unit)
+        m.d.comb += self.overflow_pc.eq(Array(pcs)[chosen])
         return m
