@@ -30,8 +30,9 @@ MACHINES = (Config(), Config(n=16), Config(m=8, axi_bits=32), Config(m=4, n=4, k
 MEMORIES = (Memory(10), Memory(50, outstanding=2), Memory(100), Memory(300), Memory(300, outstanding=16),
             Memory(100, read_bandwidth=(1, 2), write_bandwidth=(1, 3)))
 SHIFT_ADD = {
-    "base 2, 32 bits": Config(shift_lanes=4, shift_classes=1, shift_span=24, shift_acc_bits=32, shift_a_bits=4, shift_w_bits=4),
-    "base sqrt 2": Config(shift_lanes=4, shift_classes=2), "as shipped": Config(shift_lanes=4),
+    "base 2, codes of 4 bits": Config(shift_lanes=4, shift_a_bits=4, shift_w_bits=4, shift_span=24, shift_classes=1,
+                                      shift_acc_bits=32),
+    "as shipped": Config(shift_lanes=4),
 }
 """Shift-add arrays whose area is measured."""
 RANDOM_NETS = 60
