@@ -24,16 +24,16 @@ from .session import BoardSession
 
 DIVISOR = 4
 """Clock cycles of a bit: the least, since simulated cycles take time."""
-CLOCK_HZ = 12_000_000
-BAUD = CLOCK_HZ // DIVISOR
+BAUD = 3_000_000
+"""At which a pseudo-terminal is opened: it takes any."""
 TIMEOUT_S = 5.0
 CHUNK = 2_000
 """Cycles between two looks at the pseudo-terminal."""
 IDLE_CYCLES = 1_000_000
 """After so many cycles without a byte the simulated board's clock stops until one comes, to keep nobody's computer busy."""
 ROOM = 1 << 16
-ROW_BITS = 7
-"""Of each bank of a simulated SDRAM: half a MiB of an ULX3S's 32."""
+ROW_BITS = 6
+"""Of each bank of a simulated SDRAM: a quarter of a MiB of an ULX3S's 32."""
 
 _ABI = {
     "create": (ctypes.c_void_p, [ctypes.c_uint32]),
@@ -46,18 +46,31 @@ _ABI = {
 }
 
 
-def library(config: Config, memory: OnChip) -> Path:
-    """The Verilated library of a shell with `memory`, built unless the cache has it."""
+def library(board: catalogue.Board) -> Path:
+    """The Verilated library of a board, built unless the cache has it."""
+    memory = memory_of(board)
 
     def top():
         from .shell import Shell
         from .simtop import Simulated
 
-        return Simulated(Shell(config, clock_hz=CLOCK_HZ, baud=BAUD, memory=memory))
+        return Simulated(Shell(config, clock_hz=board.clock_hz, baud=board.clock_hz // DIVISOR, memory=memory))
 
-    parameters = [dataclasses.asdict(config), type(memory).__name__, dataclasses.asdict(memory), CLOCK_HZ, DIVISOR]
+    config = board.config
+    parameters = [dataclasses.asdict(config), type(memory).__name__, dataclasses.asdict(memory), board.clock_hz, DIVISOR]
     verilog = rtl.elaborated(top, parameters, ["hw", "boards"], f"a board with the {config} machine")
     return build.build(verilog, axi_bits=config.axi_bits, harness=Path(__file__).with_name("soc.cpp"))
+
+
+def memory_of(board: catalogue.Board) -> OnChip | Sdram:
+    """The memory of the simulated board: its own, but of a large chip only some rows, since each word is one of the model's.
+    Raises ConfigError where the board has no shell."""
+    if board.memory is None:
+        raise ConfigError(f"board {board.name}: its memory and host are not on the FPGA, and not simulated; --session rtl runs "
+                          "its machine")
+    if isinstance(board.memory, Sdram):
+        return dataclasses.replace(board.memory, row_bits=min(ROW_BITS, board.memory.row_bits))
+    return board.memory
 
 
 class Board:
@@ -112,8 +125,8 @@ class Plugged:
     `wire(data, to_board)` may change what goes over the line, for tests; by default nothing happens to it.
     """
 
-    def __init__(self, config: Config, memory: OnChip, wire=lambda data, to_board: data):
-        self._board, self._wire = Board(library(config, memory)), wire
+    def __init__(self, board: catalogue.Board, wire=lambda data, to_board: data):
+        self._board, self._wire = Board(library(board)), wire
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
         self.port = os.ttyname(self._slave)
@@ -174,25 +187,16 @@ class Plugged:
         self.close()
 
 
-def memory_of(board: catalogue.Board) -> OnChip | Sdram:
-    """The memory of the simulated board: its own, but of a large chip only some rows, since each word is one of the model's.
-    Raises ConfigError where the board has no shell."""
-    if board.memory is None:
-        raise ConfigError(f"board {board.name}: its memory and host are not on the FPGA, and not simulated; --session rtl runs "
-                          "its machine")
-    return dataclasses.replace(board.memory, row_bits=ROW_BITS) if isinstance(board.memory, Sdram) else board.memory
-
-
 def opener(board: catalogue.Board) -> OpenSession:
     """Opens sessions of the simulated board. Raises ConfigError where it cannot be simulated."""
-    memory = memory_of(board)
-    return lambda config, memory_bytes: SimulatedSession(config, memory_bytes, memory)
+    memory_of(board)
+    return lambda config, memory_bytes: SimulatedSession(config, memory_bytes, board)
 
 
 def main(args: argparse.Namespace) -> None:
     """`seriatim board simulate`: runs a simulated board until Ctrl-C, for drivers in other processes."""
     board = catalogue.find(args.board)
-    with Plugged(board.config, memory_of(board)) as plugged:
+    with Plugged(board) as plugged:
         print(f"{board.name}: {plugged.port} (any rate), Ctrl-C pulls the plug", flush=True)
         signal.pause()
 
@@ -200,8 +204,8 @@ def main(args: argparse.Namespace) -> None:
 class SimulatedSession(BoardSession):
     """A session of a simulated board of its own, fresh from its configuration."""
 
-    def __init__(self, config: Config, memory_bytes: int, memory: OnChip):
-        self.plugged = Plugged(config, memory)
+    def __init__(self, config: Config, memory_bytes: int, board: catalogue.Board):
+        self.plugged = Plugged(board)
         try:
             super().__init__(config, memory_bytes, self.plugged.link())
         except BaseException:

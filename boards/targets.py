@@ -4,15 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from amaranth.build import Platform
-from amaranth.hdl import Elaboratable, Module
+from amaranth.hdl import Cat, ClockSignal, Elaboratable, Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
 from amaranth_boards.arty_a7 import ArtyA7_100Platform
 from amaranth_boards.ecpix5 import ECPIX585Platform
 from amaranth_boards.icebreaker import ICEBreakerPlatform
 from amaranth_boards.tang_primer_20k import TangPrimer20kDockPlatform
 from amaranth_boards.ulx3s import ULX3S_25F_Platform, ULX3S_45F_Platform, ULX3S_85F_Platform
 
+from . import sdram
 from .catalogue import Board
 from .pll import Ecp5Pll
+from .sdram import Sdram
 from .shell import Shell
 
 
@@ -56,6 +60,30 @@ GOWIN = Tools(
 VIVADO = Tools({}, "bit", "", {}, {})
 
 
+class Chip(wiring.Component):
+    """A board's SDRAM, whose clock is ours inverted: half a period for commands to reach it, and half (`capture` 0) for its data
+    to come back. Right up to some 30 MHz, where half a period is longer than the chip's access time with the pins' delays.
+
+    Members
+    -------
+    pins : as the controller has them.
+    """
+
+    def __init__(self, chip: Sdram):
+        super().__init__({"pins": In(sdram.pins(chip))})
+
+    def elaborate(self, platform):
+        m = Module()
+        pins, chip = self.pins, platform.request("sdram", xdr={"clk": 2})
+        m.d.comb += [
+            chip.clk.o_clk.eq(ClockSignal()), chip.clk.o0.eq(0), chip.clk.o1.eq(1), chip.clk_en.o.eq(1), chip.cs.o.eq(1),
+            Cat(chip.we.o, chip.cas.o, chip.ras.o).eq(~pins.operation),  # the platform's pins are active
+            chip.ba.o.eq(pins.ba), chip.a.o.eq(pins.a), chip.dqm.o.eq(pins.dqm),
+            chip.dq.o.eq(pins.dq_o), chip.dq.oe.eq(pins.dq_oe), pins.dq_i.eq(chip.dq.i),
+        ]
+        return m
+
+
 class System(Elaboratable):
     """The shell with its machine on a board: the UART's pins; the clock of the oscillator, or an ECP5's PLL."""
 
@@ -71,6 +99,9 @@ class System(Elaboratable):
             m.submodules.pll = Ecp5Pll(clock, input_hz, b.clock_hz)
         m.submodules.shell = shell = Shell(b.config, clock_hz=b.clock_hz, baud=b.baud, memory=b.memory)
         m.d.comb += [shell.rx.eq(uart.rx.i), uart.tx.o.eq(shell.tx)]
+        if hasattr(shell, "pins"):
+            m.submodules.chip = chip = Chip(b.memory)
+            wiring.connect(m, shell.pins, chip.pins)
         return m
 
 

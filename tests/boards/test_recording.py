@@ -85,7 +85,7 @@ def record() -> None:
     from seriatim.boards.soc import BAUD, Plugged
 
     compiled, inputs, _ = layer(SEED, KIND)
-    with Plugged(BOARD.config, BOARD.memory) as plugged:
+    with Plugged(BOARD) as plugged:
         with session.opener(plugged.port, BAUD, str(RECORDING))(BOARD.config, BOARD.memory.size) as board:
             run(board, compiled, inputs)
 

@@ -30,6 +30,8 @@ from seriatim.sim.session import IsaSession, Program
 
 pytestmark = pytest.mark.rtl
 
+MEMORY_BYTES = 1 << 16
+"""What the programs here take at most."""
 COUNTED = (Counter.WRITE_BEATS, Counter.ARRAY_STEPS, Counter.POOL_STEPS, Counter.REQUANTS)
 """What the board counts as the ISA simulator does."""
 
@@ -47,7 +49,7 @@ class Wire:
 @pytest.fixture(scope="module")
 def plugged():
     wire = Wire()
-    with Plugged(BOARD.config, BOARD.memory, wire) as board:
+    with Plugged(BOARD, wire) as board:
         board.wire = wire
         yield board
 
@@ -58,9 +60,9 @@ def good_line(plugged):
     plugged.wire.fault = None
 
 
-def session(plugged, config=BOARD.config, timeout_s=0.5, attempts=100, memory=BOARD.memory, **options) -> BoardSession:
+def session(plugged, config=BOARD.config, timeout_s=0.5, attempts=100, **options) -> BoardSession:
     link = Link(SerialPort(plugged.port, BAUD), timeout_s=timeout_s, attempts=attempts)
-    return BoardSession(config, memory.size, link, **options)
+    return BoardSession(config, MEMORY_BYTES, link, **options)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -79,15 +81,14 @@ def test_layer(plugged, kind, seed):
 
 def test_layers_on_an_sdram():
     """A quarter of a MiB of an ULX3S's chip, which looks that its data sheet's rules are kept."""
-    memory = Sdram(row_bits=6)
-    with Plugged(BOARD.config, memory) as plugged, session(plugged, memory=memory) as board:
+    with Plugged(dataclasses.replace(BOARD, memory=Sdram(row_bits=6))) as plugged, session(plugged) as board:
         for kind in layers.MAKERS:
             compiled, inputs, expected = layer(20, kind)
             np.testing.assert_array_equal(run(board, compiled, inputs)[0], expected)
 
 
 def test_a_chip_whose_rules_are_broken_ends_the_simulation(monkeypatch):
-    with pytest.raises(MachineError, match="rule TRFC is broken"), Plugged(BOARD.config, BOARD.memory) as plugged:
+    with pytest.raises(MachineError, match="rule TRFC is broken"), Plugged(BOARD) as plugged:
         monkeypatch.setattr(plugged._board, "_broken", lambda handle: Rule.TRFC)
         with pytest.raises(LinkError, match="gone"):
             session(plugged)
@@ -163,7 +164,7 @@ def test_machine_that_waits_for_nothing(plugged):
 
 
 def test_unplugged():
-    with Plugged(BOARD.config, BOARD.memory) as board:
+    with Plugged(BOARD) as board:
         open_session = session(board)
         threading.Timer(0.5, board.close).start()
         with pytest.raises(LinkError, match="has gone .*: was the board unplugged"):
