@@ -45,7 +45,7 @@ class Soc(wiring.Component):
         m.submodules.registers = registers = Registers(self.config)
         m.submodules.port = port = AxiPort(self.config, SIZE)
         m.submodules.arbiter = arbiter = Arbiter(bits, SIZE)
-        m.submodules.memory = memory = OnChip(SIZE).controller(bits)
+        m.submodules.memory = memory = OnChip(SIZE).controller(bits, 12_000_000)
         m.d.comb += [receiver.rx.eq(self.rx), self.tx.eq(transmitter.tx), deframer.data.eq(receiver.data),
                      deframer.valid.eq(receiver.valid), bridge.errors.eq(deframer.errors)]
         for a, b in ((deframer.body, bridge.body), (bridge.response, framer.body), (framer.o, transmitter.i),
