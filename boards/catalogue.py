@@ -36,7 +36,7 @@ _SMALL = Config(m=1, n=2, k=32, axi_bits=32, act_words=1024, wgt_words=512, prm_
                 psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2, multiplier_stages=2)
 
 BOARDS = {board.name: board for board in (
-    Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, on-chip memory",
+    Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, on-chip memory (simulated; too large for the device)",
           Config(m=2, n=2, k=32, axi_bits=32, act_words=256, wgt_words=256, prm_words=32, res_words=16, out_words=64,
                  psum_words=16, line_bytes=256, marks=8, queue=2, outstanding=2),
           12_000_000, Spram(), ON_CHIP, 3_000_000),

@@ -186,8 +186,8 @@ class Seriatim(wiring.Component):
 
         # No progress for WATCHDOG cycles.
         silent = Signal(32)
-        progress = Signal()
-        m.d.comb += progress.eq(Cat(
+        progress = Signal()  # in the cycle before: what moves is known late in a cycle
+        m.d.sync += progress.eq(Cat(
             execute.array_step, execute.pool_step, execute.requant_step, reader.beat, writer.beat, load.progress, start,
             *(unit.give_valid for unit in units.values()), *(unit.instr.ready for unit in units.values()),
         ).any())
