@@ -6,6 +6,7 @@ from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError
 
 from .memory import OnChip, Spram
+from .sdram import Sdram
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Board:
     doc: str
     config: Config
     clock_hz: int
-    memory: OnChip | None
+    memory: OnChip | Sdram | None
     timing: Memory
     baud: int
 
 
 ON_CHIP = Memory(latency=2, outstanding=1)
 """Block RAM's timing."""
+SDRAM_32 = Memory(latency=12, outstanding=1, read_bandwidth=(1, 2), write_bandwidth=(1, 2))
+"""That of `Sdram` in words of 32 bits at 25 MHz: the cycles of the digits network, as the simulated board counts them."""
 
 _SMALL = Config(m=1, n=2, k=32, axi_bits=32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128,
                 psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2, multiplier_stages=2)
@@ -44,7 +47,7 @@ BOARDS = {board.name: board for board in (
           Config(m=2, n=4, k=64, act_words=2048, wgt_words=512, prm_words=128, res_words=512, out_words=512, psum_words=512,
                  max_planes=8, multiplier_stages=2),
           25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
-    Board("ulx3s-45f", "ULX3S: Lattice ECP5 LFE5U-45F, block RAM", _SMALL, 25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
+    Board("ulx3s-45f", "ULX3S: Lattice ECP5 LFE5U-45F, SDRAM", _SMALL, 25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
     Board("ulx3s-25f", "ULX3S: Lattice ECP5 LFE5U-25F, block RAM", _SMALL, 25_000_000, OnChip(16 << 10), ON_CHIP, 1_000_000),
     Board("ecpix5-85", "ECPIX-5: Lattice ECP5 LFE5UM5G-85F, block RAM", _SMALL, 25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
     Board("tang-primer-20k", "Tang Primer 20K with its dock: Gowin GW2A-18C, block RAM", _SMALL, 27_000_000, OnChip(16 << 10),
