@@ -183,7 +183,7 @@ def lanes() -> dict:
     from seriatim.hw.synth import gates, lut4, of_array
 
     found = {}
-    for target, count, unit in (("ecp5", lut4, "LUT4"), ("gates", gates, "gates")):
+    for target, count, unit in (("carry", lut4, "LUT4"), ("gates", gates, "gates")):
         lane = of_array(Array, Config(), target, count) / Config().peak
         found |= {f"bit-serial, {bits}x{bits} bits: {unit} of the lanes for a MAC a cycle": round(lane * bits * bits)
                   for bits in (4, 8)}

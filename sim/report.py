@@ -22,6 +22,11 @@ EQUAL_AREA = {1: 3.6, 2: 1.8, 4: 0.9, 8: 0.45}
 """Bits of a weight -> throughput of the bit-serial array at 8-bit activations, as a multiple of that of an int8
 multiply-accumulate array of equal area: estimated from both arrays synthesised in Nangate45, before layout."""
 
+LANE_AREA = {4: (5.9, 2.1), 8: (1.5, 0.52)}
+"""Bits of weights and activations -> (LUTs of an ECP5, gates) of a shift-add lane for base 2 and codes of 4 bits, as multiples of
+those of the bit-serial lanes that multiply such numbers as fast, accumulators and drain registers included: `seriatim bench
+lanes`."""
+
 
 def liveness(codes: np.ndarray, lo: int, hi: int) -> dict:
     """How alive a layer's data is: distinct codes, and the share of codes at a limit that clips (0 is the floor of ReLU, not a
@@ -170,6 +175,11 @@ def _figures(report: dict) -> None:
     print("against an int8 multiply-accumulate array of equal area, estimated before layout, bit-serial has "
           + ", ".join(f"{share}x the throughput at W{bits}" for bits, share in EQUAL_AREA.items())
           + ": it gains at 1 and 2 weight bits and loses at 8")
+    if any(layer["engine"] == NAMES[Engine.SHIFT_ADD] for layer in report["layers"]):
+        print("a shift-add lane for base 2 takes, after synthesis, "
+              + ", ".join(f"{luts}x the LUTs and {gates}x the gates of bit-serial lanes that do {bits} by {bits} bits as fast"
+                          for bits, (luts, gates) in LANE_AREA.items())
+              + ": log codes save passes and reads, not area")
 
 
 def measured(accuracy: dict, name: str) -> str:

@@ -63,7 +63,7 @@ def test_w8a8_is_run_once_and_then_known(tmp_path, monkeypatch, loads):
 
 
 @pytest.mark.rtl
-def test_log_codes_are_compared_with_both_twins(tmp_path, monkeypatch, loads):
+def test_log_codes_are_compared_with_both_twins(tmp_path, monkeypatch, loads, capsys):
     monkeypatch.setattr(baseline, "CACHE", str(tmp_path / "twins"))
     total = sim(tmp_path / "1", "--quant", "logquant", "--w", "4", "--a", "4")["totals"]
     assert loads == [(4, 4), (8, 8), (4, 4)]
@@ -73,6 +73,8 @@ def test_log_codes_are_compared_with_both_twins(tmp_path, monkeypatch, loads):
     assert total["speedup_vs_w8a8"]["twin_cycles"] > 2 * total["speedup_vs_bit_serial"]["twin_cycles"]
     energy = total["energy_uj"]["events"]
     assert energy["shift_add"]["uj"] > 0 and energy["array_steps"]["uj"] == 0
+    out = capsys.readouterr().out
+    assert out.count("bit-serial, on this machine") == 2 * 2 and "5.9x the LUTs and 2.1x the gates" in out
 
 
 @pytest.mark.unit
