@@ -246,4 +246,4 @@ def test_programs_follow_one_another(packets, tmp_path, monkeypatch):
 
 def test_the_isa_level_has_no_trace(capsys):
     assert cli.main(["sim", "--net", "digits", "--session", "isa", "--trace"]) == 1
-    assert "--trace with --session isa: that level knows no cycles" in capsys.readouterr().err
+    assert "--trace on the isa level: it has no trace ports; use --session rtl" in capsys.readouterr().err
