@@ -1,5 +1,6 @@
 """The boards: what machine each has, at which clock, on which memory, and how fast its link is."""
 
+import argparse
 from dataclasses import dataclass
 
 from seriatim.config import Config, Memory
@@ -58,6 +59,18 @@ BOARDS = {board.name: board for board in (
     Board("pynq-z2", "PYNQ-Z2: Xilinx Zynq XC7Z020, the processing system's DDR3",
           Config(act_words=2048, wgt_words=1024, max_planes=8, multiplier_stages=2), 100_000_000, None, Memory(latency=40), 0),
 )}
+
+
+def machine(args: argparse.Namespace) -> Config:
+    """The machine of a command line: a board's, or Config's default but for what is given. Raises ConfigError for both."""
+    sizes = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi, "shift_lanes": args.shift_lanes}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if not args.board:
+        return Config(**given)
+    if given:
+        raise ConfigError(f"--board {args.board} with --m, --n, --k, --axi or --shift-lanes: a board has its own machine; "
+                          "leave them out")
+    return find(args.board).config
 
 
 def find(name: str) -> Board:

@@ -178,8 +178,9 @@ def main(args: argparse.Namespace) -> None:
     """`seriatim emit`: a folder of everything; the Verilog alone where `--out` ends in .v or .sv, or on standard output."""
     if not re.fullmatch(r"[A-Za-z_]\w*", args.name):
         raise ConfigError(f"--name {args.name!r}: a Verilog identifier (letters, digits, underscores; no digit first)")
-    sizes = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi, "shift_lanes": args.shift_lanes}
-    config = Config(**{key: value for key, value in sizes.items() if value is not None})
+    from seriatim.boards import catalogue
+
+    config = catalogue.machine(args)
     if not args.out:
         sys.stdout.write(verilog(config, args.name))
     elif Path(args.out).suffix in (".v", ".sv"):

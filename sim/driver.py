@@ -27,14 +27,8 @@ def config_of(args) -> Config:
     from seriatim.algo.quantisers.registry import uneven
     from seriatim.boards import catalogue
 
-    given = {"m": args.m, "n": args.n, "k": args.k, "axi_bits": args.axi, "shift_lanes": args.shift_lanes}
-    if args.board:
-        if any(value is not None for value in given.values()):
-            raise ConfigError(f"--board {args.board} with --m, --n, --k, --axi or --shift-lanes: a board has its own machine; "
-                              "leave them out")
-        return catalogue.find(args.board).config
-    config = dataclasses.replace(Config(), **{name: value for name, value in given.items() if value is not None})
-    if args.shift_lanes is None and uneven(args.quant or ""):
+    config = catalogue.machine(args)
+    if not args.board and args.shift_lanes is None and uneven(args.quant or ""):
         config = dataclasses.replace(config, shift_lanes=config.k // 16)
     return config
 
@@ -198,7 +192,7 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
             counts = run.counts.layers[number] if known else dict.fromkeys(run.counts.total, 0)
             live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
             layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name], agreement[layer.name]))
-    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedups)
+    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedups, complete=args.session != "board")
     seconds = sum(run.counts.wall_s for run in runs)
     return {
         "net": args.net, "quant": args.quant, "w": args.w, "a": args.a, "first_last": args.first_last,
@@ -248,9 +242,9 @@ def main_sim(args) -> int:
     speedups = {}
     whole = all(row["op"] != "seriatim.qconv2d" for row in artefact.cpu_fallback)  # else these are not the network's cycles
     if args.baseline and args.session == "rtl" and executor.runs and whole and job.net.spec() is None:
+        own = reports.counters(executor.runs)
         for name, twin in baseline.twins(args).items():
             with Step(f"the same network at W{twin.w}A{twin.a}, bit-serial, to compare with"):
-                own = reports.counters(executor.runs)
                 speedups[name] = baseline.speedup(args, twin, config, memory, open_session, own)
     with Step("comparing every layer with PyTorch"):
         report = build_report(args, config, job, artefact, executor.runs, logits, speedups, wall_s)

@@ -69,10 +69,10 @@ def counters(runs: list[Run]) -> dict[Counter, int]:
 
 
 def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clock_mhz: float,
-           speedups: dict[str, dict]) -> dict:
+           speedups: dict[str, dict], complete: bool = True) -> dict:
     """Sums over the programs that ran. `host_bytes`: what the host handed over for the images (weights and programs stay in
-    memory). `latency_ms`: of all images together, on the accelerator at `clock_mhz`; `energy_uj`: see `energy.table`; `speedups`:
-    see `baseline`."""
+    memory). `latency_ms`: of all images together, on the accelerator at `clock_mhz`; `energy_uj`, `complete`: see
+    `energy.table`; `speedups`: see `baseline`."""
     counts = counters(runs)
     macs, spent = sum(layer["macs"] * layer["w"] * layer["a"] for layer in layers), cycles(counts)
     seconds = spent / (clock_mhz * 1e6)
@@ -85,7 +85,7 @@ def totals(config: Config, runs: list[Run], layers: list[dict], images: int, clo
         "stalls": {stall: counts[counter] for stall, counter in STALLS.items()},
         "dram_bytes": (counts[Counter.READ_BEATS] + counts[Counter.WRITE_BEATS]) * config.axi_bytes,
         "host_bytes": sum(run.host_bytes for run in runs),
-        "energy_uj": energy.table(config, counts), **{name: speedups.get(name) for name in SPEEDUPS},
+        "energy_uj": energy.table(config, counts, complete), **{name: speedups.get(name) for name in SPEEDUPS},
     }
 
 
@@ -165,7 +165,7 @@ def _figures(report: dict) -> None:
     parts = ", ".join(f"{name} {row['uj']:.1f}" for name, row in energy_uj["events"].items() if round(row["uj"], 1))
     low, high = energy_uj["error"]
     print(f"energy: {energy_uj['total']:.0f} µJ ({low:.0f} to {high:.0f}) by published figures at 45 nm: {parts}")
-    if report["level"] == "board":
+    if not energy_uj["complete"]:
         print("  too low: a board does not count all events")
     print(f"  counted by the simulation build alone: {', '.join(energy_uj['simulation_only'])}; power of an FPGA: not estimated")
     for speedup in (total[name] for name in SPEEDUPS if total[name]):

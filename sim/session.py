@@ -13,7 +13,7 @@ import numpy as np
 
 from seriatim import csr, isa
 from seriatim.config import Config
-from seriatim.csr import ADDR, CAUSE_DOC, CYCLE_COUNTERS, Cause, Counter
+from seriatim.csr import ADDR, CAUSE_DOC, CYCLE_COUNTERS, Cause, Counter, Ctrl, Status
 from seriatim.errors import ArtefactError, MachineError, ProgramError
 from seriatim.sim.isasim import Machine
 
@@ -118,15 +118,15 @@ class Session(ABC):
             ("PROG_BASE", program.address), ("PROG_BYTES", len(program.code)),
             ("READ_BASE", program.read_range[0]), ("READ_LIMIT", program.read_range[1]),
             ("WRITE_BASE", program.write_range[0]), ("WRITE_LIMIT", program.write_range[1]),
-            ("WATCHDOG", watchdog), ("IRQ_ENABLE", 1), ("CTRL", 1),
+            ("WATCHDOG", watchdog), ("IRQ_ENABLE", 1), ("CTRL", Ctrl.START),
         ):
             self.csr_write(name, value)
         start = time.perf_counter()
         self.wait()
         wall = time.perf_counter() - start
         status = self.csr_read("STATUS")
-        self.csr_write("CTRL", 2)
-        if status & 4:
+        self.csr_write("CTRL", Ctrl.ACKNOWLEDGE)
+        if status & Status.ERROR:
             self._failed(program)
         total = {c: self.csr_read64(c.name) for c in Counter}
         return Counts(total, self._by_layer(program.layers, total), wall)
@@ -203,7 +203,7 @@ class IsaSession(MemorySession):
     def csr_write(self, name, value):
         if name != "CTRL":
             self._csrs[name] = value
-        elif value & 1:
+        elif value & Ctrl.START:
             self._start()
 
     def _start(self):
@@ -214,9 +214,9 @@ class IsaSession(MemorySession):
                                (r["WRITE_BASE"], r["WRITE_LIMIT"]))
         try:
             self.machine.run(code, self.order, self.trace)
-            r["STATUS"] = 2 | 8
+            r["STATUS"] = Status.DONE | Status.INTERRUPT
         except MachineError as error:
-            r.update(STATUS=4 | 8, CAUSE=int(error.cause), ERROR_PC=error.pc)
+            r.update(STATUS=Status.ERROR | Status.INTERRUPT, CAUSE=int(error.cause), ERROR_PC=error.pc)
         for c, value in self.machine.counters.items():
             r[f"{c.name}_LO"], r[f"{c.name}_HI"] = value & 0xFFFFFFFF, value >> 32
 

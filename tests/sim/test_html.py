@@ -109,6 +109,12 @@ def test_shares_of_energy_add_up(report):
     assert all(f"{row['count']:,}" in text and row["source"] in text for row in table["events"].values())
 
 
+def test_energy_that_was_not_all_counted_is_called_too_low(report):
+    assert report["totals"]["energy_uj"]["complete"] and "too low" not in Page(pages.render(report)).text
+    report["totals"]["energy_uj"]["complete"] = False
+    assert "too low: this machine does not count all events" in Page(pages.render(report)).text
+
+
 def test_speed_up_is_shown_where_it_was_measured(report):
     assert report["totals"]["speedup_vs_w8a8"] is None and "against W8A8" not in Page(pages.render(report)).text
     report["totals"]["speedup_vs_w8a8"] = {"cycles": 7.654, "energy": 3.21, "twin": "W8A8", "twin_cycles": 10,
