@@ -40,10 +40,10 @@ _SMALL = Config(m=1, n=2, k=32, axi_bits=32, act_words=1024, wgt_words=512, prm_
                 psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2, multiplier_stages=2)
 
 BOARDS = {board.name: board for board in (
-    Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, on-chip memory (simulated; too large for the device)",
-          Config(m=2, n=2, k=32, axi_bits=32, act_words=256, wgt_words=256, prm_words=32, res_words=16, out_words=64,
-                 psum_words=16, line_bytes=256, marks=8, queue=2, outstanding=2),
-          12_000_000, Spram(), ON_CHIP, 3_000_000),
+    Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, its SPRAM; the compact machine",
+          Config(m=1, n=1, k=32, axi_bits=32, act_words=512, wgt_words=8192, prm_words=512, res_words=128, out_words=128,
+                 psum_words=512, line_bytes=256, max_planes=8, marks=16, compact=1),
+          12_000_000, Spram(64 << 10), ON_CHIP, 3_000_000),
     Board("ulx3s-85f", "ULX3S: Lattice ECP5 LFE5U-85F, block RAM",
           Config(m=2, n=4, k=64, act_words=2048, wgt_words=512, prm_words=128, res_words=512, out_words=512, psum_words=512,
                  max_planes=8, multiplier_stages=2),

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Cat, ClockSignal, Instance, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
 from seriatim.errors import ConfigError
+from seriatim.hw import spram
 from seriatim.hw.axi import read_signature, write_signature
-from seriatim.hw.convert import SIM
 
 PAGE = 4096
 """No AXI burst crosses such a boundary: for a memory of whole pages a burst's first address tells whether it is inside."""
@@ -61,8 +61,8 @@ class Spram(OnChip):
             raise ConfigError(f"an SPRAM of {self.size} bytes: the UP5K has 4 of 32 KiB, for 65536 or 131072 bytes")
 
     def controller(self, bits, clock_hz):
-        if bits != SpramBank.BITS:
-            raise ConfigError(f"an SPRAM in words of {bits} bits: it has {SpramBank.BITS}; set axi_bits={SpramBank.BITS}")
+        if bits != spram.BITS:
+            raise ConfigError(f"an SPRAM in words of {bits} bits: it has {spram.BITS}; set axi_bits={spram.BITS}")
         return SpramBank(self.size)
 
 
@@ -101,36 +101,17 @@ class BlockRam(OnChipMemory):
         ]
 
 
-class SpramBank(BlockRam):
-    """SB_SPRAM256KA cells, two side by side for a word; block RAM of the same timing in the simulation build."""
-
-    BITS = 32
-    DEPTH = 1 << 14
+class SpramBank(OnChipMemory):
+    """The SPRAM of a UP5K."""
 
     def __init__(self, size: int):
-        super().__init__(self.BITS, size)
+        super().__init__(spram.BITS, size)
 
     def cells(self, m, request, platform):
-        if platform == SIM:
-            return super().cells(m, request, platform)
+        m.submodules.memory = words = spram.SinglePort(self.size * 8 // spram.BITS)
         p = request.payload
-        banks = self.size // (self.DEPTH * self.BITS // 8)
-        bank, shown = Signal(range(banks)), Signal(range(banks))
-        m.d.comb += bank.eq(p.address >> 14)
-        with m.If(request.valid):
-            m.d.sync += shown.eq(bank)
-        for i in range(banks):
-            chosen = request.valid & (bank == i)
-            words = Signal(self.BITS, name=f"words_{i}")
-            for half in range(2):
-                strobe = p.strobe.word_select(half, 2)
-                m.submodules[f"spram_{i}_{half}"] = Instance(
-                    "SB_SPRAM256KA", i_CLOCK=ClockSignal(), i_ADDRESS=p.address[:14], i_DATAIN=p.data.word_select(half, 16),
-                    i_MASKWREN=Cat(bit.replicate(2) for bit in strobe), i_WREN=p.write, i_CHIPSELECT=chosen,
-                    i_STANDBY=0, i_SLEEP=0, i_POWEROFF=1, o_DATAOUT=words.word_select(half, 16))
-            with m.If(shown == i):
-                m.d.comb += self.bus.data.eq(words)
-        return None
+        m.d.comb += [words.en.eq(request.valid), words.address.eq(p.address), words.wdata.eq(p.data),
+                     words.strobe.eq(Mux(p.write, p.strobe, 0)), self.bus.data.eq(words.rdata)]
 
 
 class AxiPort(wiring.Component):

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
-from seriatim.hw.top import Seriatim
+from seriatim.hw.top import machine
 
 from . import uart
 from .bridge import Bridge
@@ -55,7 +55,7 @@ class Shell(wiring.Component):
         wiring.connect(m, framer.o, transmitter.i)
 
         resettable = ResetInserter(bridge.reset)
-        accelerator, port = Seriatim(c), AxiPort(c, size)
+        accelerator, port = machine(c), AxiPort(c, size)
         m.submodules.accelerator, m.submodules.port = resettable(accelerator), resettable(port)
         m.submodules.arbiter = arbiter = Arbiter(c.axi_bits, size)
         m.submodules.controller = controller = self.controller

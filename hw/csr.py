@@ -33,7 +33,7 @@ class Registers(wiring.Component):
         c = config
         self.constants = {
             "ID": csr.ID_VALUE, "ISA_VERSION": isa.VERSION, "CONFIG_HASH": c.hash,
-            "GEOMETRY": c.m | (c.n & 0xFFF) << 8 | (c.k & 0xFFF) << 20,
+            "GEOMETRY": c.geometry,
         }
         self.halves = {f"{counter.name}_{half}": (counter, half) for counter in csr.Counter for half in ("LO", "HI")}
         self.plain = [r for r in csr.REGISTERS if r.name not in self.constants and r.name not in self.halves]

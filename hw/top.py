@@ -11,6 +11,7 @@ from seriatim.isa import Queue
 from . import axi
 from .activity import ARRAY_ACTIVITY, MEMORY_ACTIVITY, MemoryActivity
 from .buffers import Banks, Flags
+from .compact import Compact
 from .counters import Counters
 from .csr import LITE, Registers
 from .execute import Execute
@@ -220,3 +221,8 @@ class Seriatim(wiring.Component):
             registers.status.eq(Cat(running, done, cause != Cause.NONE, pending)),
             registers.cause.eq(cause), registers.error_pc.eq(error_pc),
         ]
+
+
+def machine(config: Config, simulation: bool = False) -> wiring.Component:
+    """The accelerator of `config`, whichever has its ports."""
+    return Compact(config, simulation) if config.compact else Seriatim(config, simulation)

@@ -23,9 +23,9 @@ def verilog(config: Config, observe: bool = False) -> str:
     """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds).
     `observe`: with the ports that a trace is made of."""
     def top():
-        from seriatim.hw.top import Seriatim
+        from seriatim.hw.top import Seriatim, machine
 
-        return Seriatim(config, simulation=True, sleep=True, observe=observe)
+        return machine(config, simulation=True) if config.compact else Seriatim(config, simulation=True, sleep=True, observe=observe)
 
     what = f"the {config} machine{' with trace ports' if observe else ''}"
     return elaborated(top, [asdict(config), observe], ["hw"], what)

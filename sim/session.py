@@ -188,9 +188,8 @@ class IsaSession(MemorySession):
     def __init__(self, config: Config, memory_bytes: int, base: int = 0, order: str | int = "load", trace=None):
         super().__init__(config, memory_bytes, base)
         self.order, self.trace = order, trace
-        geometry = config.m | config.n << 8 | config.k << 20
         self._csrs = dict.fromkeys(ADDR, 0) | {"ID": csr.ID_VALUE, "ISA_VERSION": isa.VERSION, "CONFIG_HASH": config.hash,
-                                               "GEOMETRY": geometry}
+                                               "GEOMETRY": config.geometry}
         self.machine: Machine | None = None
 
     def csr_read(self, name):

@@ -35,6 +35,8 @@ class Config:
     queue : instructions that each of the load, execute and store queues holds.
     outstanding : AXI bursts in flight each way.
     multiplier_stages : registers in the multiplications of requantisation: 0, or 2 where an FPGA's clock is to be fast.
+    compact : 1: the machine for the smallest FPGAs, whose instructions a processor executes one after the other beside a single
+        row and column (M = N = 1, K = 32, 32 bits of AXI); `queue`, `outstanding` and `multiplier_stages` mean nothing then.
     shift_lanes : lanes of each of the M x N sums of the shift-add array; 0: there is none, and its other members mean nothing.
     shift_a_bits, shift_w_bits : widest codes of activations and weights that it takes.
     shift_span : largest shift of a product, in octaves.
@@ -58,6 +60,7 @@ class Config:
     queue: int = 8
     outstanding: int = 8
     multiplier_stages: int = 0
+    compact: int = 0
     shift_lanes: int = 0
     shift_a_bits: int = 8
     shift_w_bits: int = 5
@@ -86,6 +89,11 @@ class Config:
         _require(2 <= self.queue <= 64, f"queue={self.queue}: 2 to 64")
         _require(1 <= self.outstanding <= 64, f"outstanding={self.outstanding}: 1 to 64")
         _require(self.multiplier_stages in (0, 2), f"multiplier_stages={self.multiplier_stages}: 0 or 2")
+        _require(self.compact in (0, 1), f"compact={self.compact}: 0 or 1")
+        if self.compact:
+            _require((self.m, self.n, self.k, self.axi_bits, self.shift_lanes) == (1, 1, 32, 32, 0),
+                     f"compact=1 with m={self.m}, n={self.n}, k={self.k}, axi_bits={self.axi_bits}, shift_lanes={self.shift_lanes}: "
+                     "the compact machine has one row and one column of 32 lanes, 32 bits of AXI and no shift-add array")
         if self.shift_lanes:
             self._check_shift()
 
@@ -137,6 +145,11 @@ class Config:
     def prm_word_bytes(self) -> int:
         """Bytes in memory of the params of one column tile: for each channel b (int64), m (int32), 4 bytes of zero."""
         return self.n * 16
+
+    @property
+    def geometry(self) -> int:
+        """What register GEOMETRY shows."""
+        return self.m | (self.n & 0xFFF) << 8 | (self.k & 0xFFF) << 20
 
     @property
     def raw_words(self) -> int:
