@@ -25,7 +25,7 @@ from seriatim.csr import Ctrl, Status
 from . import axi, firmware
 from .csr import LITE
 from .spram import SinglePort
-from .tile import PARAM_WORDS, SCRATCH, Tile, registers, work_bits
+from .tile import PARAM_WORDS, RESCALE_WORDS, SCRATCH, Tile, registers, work_bits
 
 DATA_WORDS = 512
 """Of the core's own data and stack."""
@@ -63,7 +63,7 @@ class Fault(IntFlag):
 def scratch_map(config: Config) -> dict[str, tuple[int, int]]:
     """Region of the scratch memory -> first word, words."""
     sizes = {"csr": max(register.addr for register in csr.REGISTERS) // 4 + 1, "profile": config.marks * csr.PROFILE_KEPT * 2, "prm": config.prm_words * PARAM_WORDS,
-             "psum": config.psum_words, "data": DATA_WORDS, "wgt": config.wgt_words}
+             "psum": config.psum_words, "rescale": RESCALE_WORDS, "data": DATA_WORDS, "wgt": config.wgt_words}
     places, at = {}, 0
     for name, size in sizes.items():
         places[name] = at, size
@@ -94,7 +94,7 @@ class Compact(wiring.Component):
         m = Module()
         c = self.config
         m.submodules.core = core = Sentinel()
-        m.submodules.tile = tile = Tile(c, self.simulation)
+        m.submodules.tile = tile = Tile(c, scratch_map(c)["rescale"][0], self.simulation)
         m.submodules.scratch = scratch = SinglePort(1 << SCRATCH)
         program = firmware.words(c)
         m.submodules.firmware = rom = memory.Memory(shape=32, depth=len(program), init=program)

@@ -267,6 +267,15 @@ static u32 patch(const u32 *f) {
     return COUNTER_STALL_ACT;
 }
 
+/* Looks at every act address of CONV and POOL, whose windows reach `words` beyond their rows' begin; returns the first row. */
+__attribute__((noinline))
+static u32 windows(u32 base, u32 words, u32 ny, u32 sy, u32 kh, u32 skh, u32 ring_base, u32 ring_words) {
+    u32 first = wrap(base, ring_base, ring_words);
+    for (u32 at = first; ny; ny--, at = wrap(at + sy, ring_base, ring_words))
+        for (u32 r = kh, tap = at; r; r--, tap = wrap(tap + skh, ring_base, ring_words)) inside(tap + words, ACT_WORDS);
+    return first;
+}
+
 static u32 conv(const u32 *f) {
     u32 output = f[CONV_OUTPUT], ng = f[CONV_NG], nx = f[CONV_NX], planes = f[CONV_OUT_PLANES], res_planes = f[CONV_RES_PLANES];
     u32 ring_base = f[CONV_RING_BASE], ring_words = f[CONV_RING_WORDS];
@@ -277,9 +286,7 @@ static u32 conv(const u32 *f) {
     /* Every address is looked at before the first step. */
     u32 taps = f[CONV_KH] * f[CONV_KW], words = reach(f[CONV_NC], f[CONV_SC]) + f[CONV_A_BITS] - 1;
     words += reach(f[CONV_KW], f[CONV_SKW]) + reach(ng, f[CONV_SG]) + reach(nx, f[CONV_SX]);
-    u32 row = wrap(f[CONV_ACT_BASE], ring_base, ring_words), positions = nx * f[CONV_NY], tiles = times(positions, ng);
-    for (u32 y = f[CONV_NY], at = row; y; y--, at = wrap(at + f[CONV_SY], ring_base, ring_words))
-        for (u32 r = f[CONV_KH], tap = at; r; r--, tap = wrap(tap + f[CONV_SKH], ring_base, ring_words)) inside(tap + words, ACT_WORDS);
+    u32 row = windows(f[CONV_ACT_BASE], words, f[CONV_NY], f[CONV_SY], f[CONV_KH], f[CONV_SKH], ring_base, ring_words), positions = nx * f[CONV_NY], tiles = times(positions, ng);
     inside(f[CONV_WGT_BASE] + reach(ng, f[CONV_WGT_G]) + reach(taps, f[CONV_WGT_TAP]) + times(f[CONV_NC], f[CONV_W_BITS]) - 1, WGT_WORDS);
     if (f[CONV_PSUM_ADD] || output == OUTPUT_PSUM) inside(f[CONV_PSUM_BASE] + tiles - 1, PSUM_WORDS);
     u32 out_words = output == OUTPUT_INT32 ? ng : planes;
@@ -294,12 +301,14 @@ static u32 conv(const u32 *f) {
         {TILE_RING_WORDS, CONV_RING_WORDS}, {TILE_SKH, CONV_SKH}, {TILE_SKW, CONV_SKW}, {TILE_SG, CONV_SG}, {TILE_SC, CONV_SC},
         {TILE_WGT_G, CONV_WGT_G}, {TILE_WGT_TAP, CONV_WGT_TAP}, {TILE_W_BITS, CONV_W_BITS}, {TILE_A_KIND, CONV_A_KIND},
         {TILE_W_KIND, CONV_W_KIND}, {TILE_OUTPUT, CONV_OUTPUT}, {TILE_PSUM_ADD, CONV_PSUM_ADD}, {TILE_OUT_PLANES, CONV_OUT_PLANES},
-        {TILE_RES_PLANES, CONV_RES_PLANES}, {TILE_RES_SIGNED, CONV_RES_SIGNED}, {TILE_M2, CONV_M2}, {TILE_SHIFT, CONV_SHIFT},
-        {TILE_LO, CONV_LO}, {TILE_HI, CONV_HI}};
+        {TILE_RES_PLANES, CONV_RES_PLANES}, {TILE_RES_SIGNED, CONV_RES_SIGNED}, {TILE_SHIFT, CONV_SHIFT}};
     static const u8 LESS_ONE[][2] = {{TILE_A_LAST, CONV_A_BITS}, {TILE_W_LAST, CONV_W_BITS}, {TILE_KH, CONV_KH}, {TILE_KW, CONV_KW},
                                      {TILE_NC, CONV_NC}, {TILE_NG, CONV_NG}};
     for (u32 i = 0; i < sizeof SAME / sizeof *SAME; i++) REGISTER[SAME[i][0]] = f[SAME[i][1]];
     for (u32 i = 0; i < sizeof LESS_ONE / sizeof *LESS_ONE; i++) REGISTER[LESS_ONE[i][0]] = f[LESS_ONE[i][1]] - 1;
+    SCRATCH[RESCALE_AT] = f[CONV_M2];
+    SCRATCH[RESCALE_AT + 1] = f[CONV_LO];
+    SCRATCH[RESCALE_AT + 2] = f[CONV_HI];
     REGISTER[TILE_RING_END] = ring_words ? ring_base + ring_words : ~0u;
     REGISTER[TILE_WGT] = WGT_AT + f[CONV_WGT_BASE];
     REGISTER[TILE_PRM] = PRM_AT + 4 * f[CONV_PRM_BASE];
@@ -323,9 +332,8 @@ static u32 pool(const u32 *f) {
     u32 planes = f[POOL_PLANES], ng = f[POOL_NG], nx = f[POOL_NX], ring_base = f[POOL_RING_BASE], ring_words = f[POOL_RING_WORDS];
     require(planes <= MAX_PLANES, CAUSE_UNSUPPORTED);
     u32 group = times(ng, planes), words = group - 1 + reach(f[POOL_KW], f[POOL_SKW]) + reach(nx, f[POOL_SX]);
-    u32 row = wrap(f[POOL_ACT_BASE], ring_base, ring_words), out = f[POOL_OUT_BASE];
-    for (u32 y = f[POOL_NY], at = row; y; y--, at = wrap(at + f[POOL_SY], ring_base, ring_words))
-        for (u32 r = f[POOL_KH], tap = at; r; r--, tap = wrap(tap + f[POOL_SKH], ring_base, ring_words)) inside(tap + words, ACT_WORDS);
+    u32 row = windows(f[POOL_ACT_BASE], words, f[POOL_NY], f[POOL_SY], f[POOL_KH], f[POOL_SKH], ring_base, ring_words);
+    u32 out = f[POOL_OUT_BASE];
     inside(out + times(f[POOL_NY] * nx, group) - 1, OUT_WORDS);
 
     for (u32 y = f[POOL_NY]; y; y--, row = wrap(row + f[POOL_SY], ring_base, ring_words))

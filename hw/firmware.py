@@ -13,7 +13,7 @@ from seriatim.formats import Kind
 from seriatim.sim import build
 
 SOURCE = Path(__file__).with_name("firmware.c")
-FLAGS = ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32", "-Oz", "-ffreestanding", "-nostdlib", "-std=c11", "-Wall",
+FLAGS = ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+relax", "-Oz", "-ffreestanding", "-nostdlib", "-std=c11", "-Wall",
          "-Wextra", "-Werror", "-ffunction-sections", "-Wl,--gc-sections")
 SCRIPT = """\
 ENTRY(_start)

@@ -8,8 +8,8 @@ from seriatim.config import Config
 from seriatim.formats import Kind
 from seriatim.isa import Output
 
-from .array import STEP, Array
-from .requant import RES_BITS, Requant
+from .dot import STEP, Dot
+from .requant import RES_BITS
 from .spram import DEPTH
 
 SCRATCH = (DEPTH - 1).bit_length()
@@ -18,6 +18,8 @@ ROW = 17
 """Bits of a row's address before it is wrapped, and of a ring's end."""
 PARAM_WORDS = 4
 """Words from one channel's param to the next's, as in memory: b (low, high), m, one that is not read."""
+RESCALE_WORDS = 3
+"""Words of what all channels share: m2, lo, hi."""
 VALUE = 16
 """Bits of a value that is packed."""
 
@@ -37,7 +39,7 @@ def registers(config: Config) -> dict[str, Shape]:
         "wgt": scratch, "wgt_g": scratch, "wgt_tap": scratch, "w_bits": unsigned(4), "a_last": unsigned(3), "w_last": unsigned(4),
         "kh": unsigned(8), "kw": unsigned(8), "nc": work, "ng": unsigned(5), "a_kind": unsigned(2), "w_kind": unsigned(2),
         "output": unsigned(2), "psum_add": unsigned(1), "prm": scratch, "out_planes": unsigned(5), "res_planes": unsigned(5),
-        "res_signed": unsigned(1), "m2": signed(32), "shift": unsigned(6), "lo": signed(32), "hi": signed(32),
+        "res_signed": unsigned(1), "shift": unsigned(6),
         # Of the position. x: act words from the rows' begin; row: of the first tap row.
         "row": unsigned(ROW), "x": work, "psum": scratch, "res": work, "out": work,
         # Of a value that is packed, and whether words written to act are valid.
@@ -48,17 +50,23 @@ def registers(config: Config) -> dict[str, Shape]:
 class Tile(wiring.Component):
     """For each column tile g of a position, one after the other: the sum of plane products in the order of `Sequencer` (pairs of
     planes by falling significance, kh, kw, c), plus psum; then as `output` says to psum, or requantised to the out buffer, as
-    an int32 word or bit by bit to lane g of `out_planes` words. The write of lane 0 clears the word's other lanes.
+    an int32 word or bit by bit to lane g of `out_planes` words. The write of lane 0 clears the word's other lanes. Requantisation
+    is `Requant`'s, with one multiplier and a shift by one bit a cycle.
 
     By itself, `pack` writes `value` to lane `lane` of `out_planes` words from `out` on.
 
+    Parameters
+    ----------
+    rescale : where the scratch memory has m2, lo and hi.
+
     Addresses are right modulo the memories' sizes: that they are inside is for the caller to see to.
 
-    Throughput: a step a cycle; between the steps of two column tiles 16 cycles, and one for each plane of output and residual.
+    Throughput: a step a cycle; between the steps of two column tiles 12 cycles, and one for each plane of output and residual
+    and each bit of the shift.
 
     Members
     -------
-    registers : in `registers`' order, in lower case.
+    one port for each of `registers`.
     go, pack : start. active : until it has ended.
     step : a step of the array.
     read_en, read_address, read_data, read_valid : the work memory, and whether the word is valid, a cycle later.
@@ -66,8 +74,8 @@ class Tile(wiring.Component):
     scratch_en, scratch_address, scratch_write, scratch_wdata, scratch_rdata : the scratch memory.
     """
 
-    def __init__(self, config: Config, simulation: bool = False):
-        self.config, self.simulation = config, simulation
+    def __init__(self, config: Config, rescale: int, simulation: bool = False):
+        self.config, self.rescale, self.simulation = config, rescale, simulation
         self.shapes = registers(config)
         work, k = work_bits(config), config.k
         super().__init__({name: In(shape) for name, shape in self.shapes.items()} | {
@@ -81,8 +89,7 @@ class Tile(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c, work = self.config, work_bits(self.config)
-        m.submodules.array = array = Array(c, self.simulation)
-        m.submodules.requant = requant = Requant(1, 1)
+        m.submodules.array = array = Dot(c, self.simulation)
 
         # The nest: the present round of each loop, and where it began.
         g, row = Signal(5), Signal(ROW)
@@ -103,22 +110,28 @@ class Tile(wiring.Component):
         stepped, step = Signal(), Signal(STEP)
         m.d.sync += stepped.eq(self.step)
         m.d.comb += [
-            array.valid.eq(stepped), array.step.eq(step), array.act[0].eq(self.read_data), array.act_valid.eq(self.read_valid),
-            array.wgt[0].eq(self.scratch_rdata), array.row.eq(0),
+            array.valid.eq(stepped), array.step.eq(step), array.act.eq(self.read_data), array.act_valid.eq(self.read_valid),
+            array.wgt.eq(self.scratch_rdata), array.addend.eq(self.scratch_rdata),
+            array.a_bipolar.eq(self.a_kind == Kind.BIPOLAR), array.w_bipolar.eq(self.w_kind == Kind.BIPOLAR),
         ]
         negative = ((self.w_kind == Kind.INT) & (w_plane == 0)) ^ ((self.a_kind == Kind.INT) & (a_plane == 0))
 
-        acc, residual, index = Signal(signed(32)), Signal(signed(RES_BITS)), Signal(5)
-        b_low, b_high = Signal(32), Signal(32)
-        packed = Signal(signed(VALUE))
+        # Requantisation: b, then the products, the shift, and the bounds, which come one after the other from the scratch memory.
+        total, residual = Signal(signed(64)), Signal(signed(RES_BITS))
+        factor, rescaling = Signal(signed(32)), Signal()
+        product = Signal(signed(64))
+        low, outside, below_bound, clipped = total[:32], Signal(), Signal(), Signal()
+        m.d.comb += [
+            factor.eq(Mux(rescaling, residual, array.acc)), product.eq(factor * self.scratch_rdata.as_signed()),
+            outside.eq(total[31:].any() & ~total[31:].all()),
+            below_bound.eq(Mux(outside, total[63], low.as_signed() < self.scratch_rdata.as_signed())),
+        ]
+
+        index = Signal(6)
         packing = Signal()  # a value of the processor's
         lane = Mux(packing, self.lane, g)
-        m.d.comb += [
-            requant.acc[0].eq(acc), requant.res[0].eq(residual), requant.b[0].eq(Cat(b_low, b_high)),
-            requant.m[0].eq(self.scratch_rdata),
-            requant.m2.eq(self.m2), requant.shift.eq(self.shift), requant.lo.eq(self.lo), requant.hi.eq(self.hi),
-            packed.eq(Mux(packing, self.value, requant.q[0])), self.active.eq(1),
-        ]
+        bit = Mux(packing, self.value, low[:VALUE]).bit_select((self.out_planes - 1 - index)[:4], 1)
+        m.d.comb += self.active.eq(1)
 
         def start_sum():
             """Assignments with which the first step of column tile g comes next; its addresses are set apart."""
@@ -143,8 +156,7 @@ class Tile(wiring.Component):
                     self.scratch_en.eq(1), self.scratch_address.eq(wgt_c + w_plane),
                 ]
                 m.d.sync += [
-                    step.first.eq(first), step.shift.eq(drop & ~first), step.sub.eq(negative), step.last.eq(last),
-                    step.bipolar.eq(self.a_kind == Kind.BIPOLAR), first.eq(0), drop.eq(0),
+                    step.first.eq(first), step.shift.eq(drop & ~first), step.sub.eq(negative), first.eq(0), drop.eq(0),
                 ]
                 with m.If(last):
                     m.next = "SUM"
@@ -167,15 +179,12 @@ class Tile(wiring.Component):
                                 with m.Else():
                                     m.d.sync += [w_start.eq(w_start + 1), w_plane.eq(w_start + 1), a_plane.eq(a_start)]
 
-            with m.State("SUM"):
-                with m.If(array.filled):
-                    m.next = "READ"
-            with m.State("READ"):
-                m.d.comb += [array.row_en.eq(1), self.scratch_en.eq(self.psum_add), self.scratch_address.eq(self.psum + g)]
+            with m.State("SUM"):  # the last step's words
+                m.d.comb += [self.scratch_en.eq(self.psum_add), self.scratch_address.eq(self.psum + g)]
                 m.next = "ADD"
             with m.State("ADD"):
-                value = Mux(self.w_kind == Kind.BIPOLAR, (array.x[0] << 1) - array.r, array.x[0])
-                m.d.sync += [acc.eq(value + Mux(self.psum_add, self.scratch_rdata, 0)), residual.eq(0), index.eq(0)]
+                m.d.comb += array.add.eq(self.psum_add)
+                m.d.sync += [residual.eq(0), index.eq(0)]
                 with m.If(self.output == Output.PSUM):
                     m.next = "PSUM"
                 with m.Elif(self.res_planes != 0):
@@ -184,16 +193,16 @@ class Tile(wiring.Component):
                     m.next = "PARAM"
             with m.State("PSUM"):
                 m.d.comb += [self.scratch_en.eq(1), self.scratch_write.eq(1), self.scratch_address.eq(self.psum + g),
-                             self.scratch_wdata.eq(acc)]
+                             self.scratch_wdata.eq(array.acc)]
                 m.next = "NEXT"
 
             with m.State("RESIDUAL"):  # reads plane `index`, shifts in the one before
                 m.d.comb += [self.read_en.eq(1), self.read_address.eq(self.res + index)]
-                bit = self.read_data.bit_select(g, 1)
+                plane = self.read_data.bit_select(g, 1)
                 with m.If(index == 1):
-                    m.d.sync += residual.eq(Mux(bit & self.res_signed, -1, bit))
+                    m.d.sync += residual.eq(Mux(plane & self.res_signed, -1, plane))
                 with m.Else():
-                    m.d.sync += residual.eq(residual << 1 | bit)
+                    m.d.sync += residual.eq(Cat(plane, residual))
                 m.d.sync += index.eq(index + 1)
                 with m.If(index == self.res_planes):
                     m.d.sync += index.eq(0)
@@ -203,30 +212,48 @@ class Tile(wiring.Component):
                 m.d.comb += [self.scratch_en.eq(1), self.scratch_address.eq(self.prm + g * PARAM_WORDS + index)]
                 m.d.sync += index.eq(index + 1)
                 with m.If(index == 1):
-                    m.d.sync += b_low.eq(self.scratch_rdata)
+                    m.d.sync += total[:32].eq(self.scratch_rdata)
                 with m.If(index == 2):
-                    m.d.sync += b_high.eq(self.scratch_rdata)
-                    m.next = "REQUANT"
-            with m.State("REQUANT"):
-                m.d.comb += requant.valid.eq(1)
-                m.next = "RESULT"
-            with m.State("RESULT"):
+                    m.d.sync += total[32:].eq(self.scratch_rdata)
+                    m.next = "MULTIPLY"
+            with m.State("MULTIPLY"):
+                m.d.comb += [self.scratch_en.eq(1), self.scratch_address.eq(self.rescale)]
+                m.d.sync += total.eq(total + product)
+                m.next = "RESCALE"
+            with m.State("RESCALE"):
+                m.d.comb += rescaling.eq(1)
+                m.d.sync += [total.eq(total + product), index.eq(self.shift)]
+                m.next = "SHIFT"
+            with m.State("SHIFT"):
+                m.d.comb += [self.scratch_en.eq(1), self.scratch_address.eq(self.rescale + 1)]
+                m.d.sync += index.eq(index - 1)
+                with m.If(index == 0):
+                    m.next = "LOWER"
+                with m.Else():
+                    m.d.sync += total.eq(total >> 1)
+            with m.State("LOWER"):
+                m.d.comb += [self.scratch_en.eq(1), self.scratch_address.eq(self.rescale + 2)]
+                m.d.sync += clipped.eq(below_bound)
+                with m.If(below_bound):
+                    m.d.sync += low.eq(self.scratch_rdata)
+                m.next = "UPPER"
+            with m.State("UPPER"):
+                with m.If(~clipped & ~below_bound):
+                    m.d.sync += low.eq(self.scratch_rdata)
                 m.d.sync += index.eq(0)
-                with m.If(requant.q_valid):
-                    m.next = "PACK"
-                    with m.If(self.output == Output.INT32):
-                        m.next = "WORD"
+                m.next = "PACK"
+                with m.If(self.output == Output.INT32):
+                    m.next = "WORD"
             with m.State("WORD"):
-                m.d.comb += [self.write_mask.eq(~0), self.write_address.eq(self.out + g), self.write_data.eq(requant.q[0])]
+                m.d.comb += [self.write_mask.eq(~0), self.write_address.eq(self.out + g), self.write_data.eq(low)]
                 m.next = "NEXT"
             with m.State("PACK"):
-                plane = Signal(5)
-                m.d.comb += [
-                    plane.eq(self.out_planes - 1 - index), self.write_address.eq(self.out + index),
-                    self.write_mask.eq(Mux(lane == 0, ~0, 1 << lane)), self.write_data.eq(packed.bit_select(plane[:4], 1) << lane),
-                ]
+                m.d.comb += [self.write_address.eq(self.out + index), self.write_mask.eq(1 << lane),
+                             self.write_data.eq(bit.replicate(c.k))]
+                with m.If(lane == 0):
+                    m.d.comb += [self.write_mask.eq(~0), self.write_data.eq(bit)]
                 m.d.sync += index.eq(index + 1)
-                with m.If(plane == 0):
+                with m.If(index == self.out_planes - 1):
                     m.next = "NEXT"
 
             with m.State("NEXT"):

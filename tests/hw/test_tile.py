@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 CONFIG = Config(m=1, n=1, k=32, axi_bits=32, compact=1, act_words=128, wgt_words=256, prm_words=16, res_words=64, out_words=64,
                 psum_words=32)
 ACT, RES, OUT = 0, 128, 192
-PRM, PSUM, WGT = 0, 64, 128
+PRM, PSUM, RESCALE, WGT = 0, 64, 100, 128
 """Where the buffers begin in the work and the scratch memory."""
 
 
@@ -59,12 +59,14 @@ def test_a_position_equals_the_isa_simulator(seed, output):
     scratch[PSUM:PSUM + CONFIG.psum_words] = [int(p[0]) & 0xFFFFFFFF for p in machine.psum]
     scratch[WGT:WGT + CONFIG.wgt_words] = [_word(w[0]) for w in machine.wgt]
 
+    scratch[RESCALE:RESCALE + 3] = [f[name] & 0xFFFFFFFF for name in ("m2", "lo", "hi")]
+
     less_one = {"a_last": "a_bits", "w_last": "w_bits", "kh": "kh", "kw": "kw", "nc": "nc", "ng": "ng"}
     given = {"ring_end": f["ring_base"] + f["ring_words"], "wgt": WGT + f["wgt_base"], "prm": PRM + PARAM_WORDS * f["prm_base"],
              "row": int(machine._taps(f | {"kw": 1, "kh": 1})[0, 0, 0]), "x": 0, "psum": PSUM + f["psum_base"],
              "res": RES + f["res_base"], "out": OUT + f["out_base"], "lane": 0, "value": 0, "valid": 0}
     given |= {name: f[field] - 1 for name, field in less_one.items()}
-    unit = Tile(CONFIG)
+    unit = Tile(CONFIG, RESCALE)
     steps = 0
 
     async def bench(ctx):
