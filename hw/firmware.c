@@ -154,6 +154,8 @@ static void find(u32 q, u32 pc) {
 __attribute__((noinline)) static u32 wrap(u32 row, u32 base, u32 words) { return words && row >= base + words ? row - words : row; }
 
 static void copy(volatile u32 *to, u32 from, u32 words) {
+    for (; words >= 4; words -= 4, from += 16, to += 4)
+        to[0] = MEMORY(from), to[1] = MEMORY(from + 4), to[2] = MEMORY(from + 8), to[3] = MEMORY(from + 12);
     for (; words; words--, from += 4) *to++ = MEMORY(from);
 }
 
@@ -238,7 +240,6 @@ static u32 patch(const u32 *f) {
 
     REGISTER[TILE_VALID] = 1;
     REGISTER[TILE_OUT_PLANES] = 8;
-    u32 cached = ~0u, bytes = 0;
     left = f[PATCH_X0];
     for (u32 x = 0; x < f[PATCH_NX]; x++, left += f[PATCH_SW]) {
         i32 y = f[PATCH_Y0];
@@ -250,10 +251,7 @@ static u32 patch(const u32 *f) {
                 u32 byte = there ? row + column * channels : 0;
                 for (u32 c = 0; c < channels; c++, byte++) {
                     u32 value = f[PATCH_CODE];
-                    if (there) {
-                        if (byte >> 2 != cached) cached = byte >> 2, bytes = MEMORY(byte & ~3u);
-                        value = bytes >> (byte << 3 & 31) & 0xFF;
-                    }
+                    if (there) value = *(volatile u8 *)&MEMORY(byte);
                     REGISTER[TILE_OUT] = ACT_BASE + at;
                     REGISTER[TILE_LANE] = lane;
                     REGISTER[TILE_VALUE] = value;
@@ -334,7 +332,9 @@ static u32 pool(const u32 *f) {
     u32 group = times(ng, planes), words = group - 1 + reach(f[POOL_KW], f[POOL_SKW]) + reach(nx, f[POOL_SX]);
     u32 row = windows(f[POOL_ACT_BASE], words, f[POOL_NY], f[POOL_SY], f[POOL_KH], f[POOL_SKH], ring_base, ring_words);
     u32 out = f[POOL_OUT_BASE];
-    inside(out + times(f[POOL_NY] * nx, group) - 1, OUT_WORDS);
+    u32 found = times(f[POOL_NY] * nx, group);
+    inside(out + found - 1, OUT_WORDS);
+    count(COUNTER_POOL_STEPS, times(found, f[POOL_KH] * f[POOL_KW]));
 
     for (u32 y = f[POOL_NY]; y; y--, row = wrap(row + f[POOL_SY], ring_base, ring_words))
         for (u32 x = nx, left = 0; x; x--, left += f[POOL_SX])

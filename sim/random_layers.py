@@ -25,6 +25,12 @@ GEOMETRIES = {
                      shift_classes=2, shift_acc_bits=40),
 }
 """Four machines, two of them with a shift-add engine; the small buffers make small layers split."""
+COMPACT = "1x1x32"
+OTHERS = {
+    COMPACT: Config(1, 1, 32, 32, act_words=512, wgt_words=512, prm_words=64, res_words=64, out_words=64, psum_words=128,
+                    line_bytes=512, max_planes=16, marks=4, compact=1),
+}
+"""Machines that are drawn by name alone: the compact one takes many cycles."""
 
 ALIVE = 16
 """Outputs of random data from which on they must show several codes."""
@@ -48,7 +54,7 @@ class Case:
 
     @property
     def config(self) -> Config:
-        return GEOMETRIES[self.geometry]
+        return (GEOMETRIES | OTHERS)[self.geometry]
 
     @property
     def region(self) -> ir.Region:
@@ -83,10 +89,11 @@ def _tensor(t: ir.Tensor) -> str:
 
 # Drawing
 
-def draw(seed: int) -> Case:
-    """The layer of `seed`. What the contract does not allow (accumulators beyond 32 bits, an empty output), and layers whose
+def draw(seed: int, geometry: str | None = None) -> Case:
+    """The layer of `seed`, for the machine that its turn gives or `geometry` names. What the contract does not allow (accumulators beyond 32 bits, an empty output), and layers whose
     windows all see nothing but padding, are drawn again."""
-    geometry = list(GEOMETRIES)[seed % len(GEOMETRIES)]
+    geometry = geometry or list(GEOMETRIES)[seed % len(GEOMETRIES)]
+    config = (GEOMETRIES | OTHERS)[geometry]
     rng = np.random.default_rng([seed, 0x5E51A])
     turn = seed // len(GEOMETRIES) % TURNS - (TURNS - 2 * len(WIDTHS))
     while True:
@@ -94,7 +101,7 @@ def draw(seed: int) -> Case:
         more = {"image": True} if kind == "image" else {}
         if turn >= 0:
             kind, more = "conv", {"widths": WIDTHS[turn // 2]}
-        case = MAKERS[kind](rng, GEOMETRIES[geometry], **more)
+        case = MAKERS[kind](rng, config, **more)
         if case is not None and legal.refusal(case[0]) is None:
             return Case(seed, geometry, *case)
 

@@ -1,4 +1,4 @@
-"""Constrained-random programs: legal instructions with fields that no compiler would write, and now and then an illegal one.
+"""Constrained-random programs for the machine `CONFIG`: legal instructions with fields that no compiler would write, and now and then an illegal one.
 
 `draw(seed)` gives a program for `CONFIG` with its memory. Every buffer is loaded first and dumped at the end, so that whatever an
 instruction did to any of them shows in memory. Queues hand over by tokens, within a queue instructions follow each other freely.
@@ -202,7 +202,7 @@ def _format(rng) -> tuple[str, dict]:
     steps = {f"{side}_step": int(rng.choice((1, 1, 2, 8))) for side in "aw"}
     steps["drop"] = int(rng.choice((0, 0, 3, rng.integers(0, 32))))
     return "FORMAT", steps | dict(a_signed=int(rng.integers(2)), w_signed=int(rng.integers(2)), scaled=int(rng.integers(2)),
-                                  slices=int(rng.integers(1, CONFIG.k // CONFIG.shift_lanes + 1)))
+                                  slices=int(rng.integers(1, CONFIG.k // (CONFIG.shift_lanes or CONFIG.k) + 1)))
 
 
 def _table(rng) -> tuple[str, dict]:
