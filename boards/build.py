@@ -83,9 +83,11 @@ def overuse(log: str) -> list[str]:
 
 def remedy(board: Board) -> str:
     """What would fit."""
-    smaller = [f"{name}={getattr(board.config, name)}" for name in ("m", "n", "k", "max_planes", "act_words", "wgt_words")]
+    sizes = ("act_words", "wgt_words") if board.config.compact else ("m", "n", "k", "max_planes", "act_words", "wgt_words")
+    smaller = [f"{name}={getattr(board.config, name)}" for name in sizes]
+    compact = "" if board.config.compact else " take the compact machine (compact=1),"
     larger = [name for name in TARGETS if name != board.name]
-    return f"Make one of {', '.join(smaller)} of its Config smaller, or take a larger board ({', '.join(larger)})"
+    return f"Make one of {', '.join(smaller)} of its Config smaller,{compact} or take a larger board ({', '.join(larger)})"
 
 
 def array_luts(cells: dict, tools: Tools) -> int:

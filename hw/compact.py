@@ -25,7 +25,7 @@ from seriatim.csr import Ctrl, Status
 from . import axi, firmware
 from .csr import LITE
 from .spram import SinglePort
-from .tile import PARAM_WORDS, RESCALE_WORDS, SCRATCH, Tile, registers, work_bits
+from .tile import PARAM_WORDS, RESCALE_WORDS, SCRATCH, Tile, work_bits
 
 DATA_WORDS = 512
 """Of the core's own data and stack."""
@@ -45,8 +45,8 @@ class Own(IntEnum):
     """Registers of this module, as words; the Tile's follow."""
 
     STATUS = 0  # of seriatim.csr; the core may write it
-    CYCLES = 1  # since the configuration, modulo 2^32
-    STEPS = 2   # of the array, likewise
+    CYCLES = 1  # since the program was started, modulo 2^32
+    STEPS = 2   # of the array since then, likewise
     FAULT = 3   # of AXI accesses, a Fault; a write clears it
     GO = 4      # a write starts the Tile
     PACK = 5    # a write has it pack a value
@@ -62,7 +62,8 @@ class Fault(IntFlag):
 
 def scratch_map(config: Config) -> dict[str, tuple[int, int]]:
     """Region of the scratch memory -> first word, words."""
-    sizes = {"csr": max(register.addr for register in csr.REGISTERS) // 4 + 1, "profile": config.marks * csr.PROFILE_KEPT * 2, "prm": config.prm_words * PARAM_WORDS,
+    sizes = {"csr": max(register.addr for register in csr.REGISTERS) // 4 + 1,
+             "profile": config.marks * csr.PROFILE_KEPT * 2, "prm": config.prm_words * PARAM_WORDS,
              "psum": config.psum_words, "rescale": RESCALE_WORDS, "data": DATA_WORDS, "wgt": config.wgt_words}
     places, at = {}, 0
     for name, size in sizes.items():
@@ -131,7 +132,8 @@ class Compact(wiring.Component):
         # Registers.
         status, pending, awake = Signal(3), Signal(), Signal()  # busy, done, error; interrupt; the core has set the others up
         cycles, steps, fault = Signal(32), Signal(32), Signal(Fault)
-        m.d.sync += [cycles.eq(cycles + 1), steps.eq(steps + tile.step)]
+        started = Signal()
+        m.d.sync += [cycles.eq(Mux(started, 0, cycles + 1)), steps.eq(Mux(started, 0, steps + tile.step))]
         number = bus.adr[:(len(Own) + len(tile.shapes) - 1).bit_length()]
         written = of[Region.REGISTERS] & bus.we
         shown = Signal(32)
@@ -164,7 +166,7 @@ class Compact(wiring.Component):
 
         hung = Signal()  # for register CAUSE
         begin = self._memory(m, bus, of[Region.MEMORY], answered, scratch, status, pending, fault, hung)
-        accesses, address, strobe, data = self._host(m, scratch, tile.active, host, awake, status, pending, hung)
+        accesses, address, strobe, data = self._host(m, tile.active, host, awake, status, pending, hung, started, scratch.rdata)
         with m.If(tile.active):
             m.d.comb += [scratch.en.eq(tile.scratch_en), scratch.address.eq(tile.scratch_address),
                          scratch.strobe.eq(tile.scratch_write.replicate(4)), scratch.wdata.eq(tile.scratch_wdata)]
@@ -199,7 +201,8 @@ class Compact(wiring.Component):
                 m.d.sync += [left.eq(scratch.rdata), watched.eq(scratch.rdata != 0)]
                 m.next = "REQUEST"
             with m.State("REQUEST"):
-                m.d.comb += [axi_.arvalid.eq(~bus.we), axi_.awvalid.eq(bus.we & ~address_sent), axi_.wvalid.eq(bus.we & ~data_sent)]
+                m.d.comb += [axi_.arvalid.eq(~bus.we), axi_.awvalid.eq(bus.we & ~address_sent),
+                             axi_.wvalid.eq(bus.we & ~data_sent)]
                 with m.If(axi_.awvalid & axi_.awready):
                     m.d.sync += address_sent.eq(1)
                 with m.If(axi_.wvalid & axi_.wready):
@@ -219,9 +222,9 @@ class Compact(wiring.Component):
             m.d.sync += [watched.eq(0), hung.eq(1), fault.eq(Fault.HUNG), pending.eq(1), status.eq(Status.ERROR)]
         return begin
 
-    def _host(self, m, scratch, busy, host, awake, status, pending, hung):
-        """The host's registers. Returns its accesses of the scratch memory, which it may make in cycles of `host`: whether there is
-        one, address, strobe, data."""
+    def _host(self, m, busy, host, awake, status, pending, hung, started, word):
+        """The host's registers. Returns its accesses of the scratch memory, in cycles of `host`: whether there is one, address,
+        strobe, data. What it reads is on `word` in the next cycle."""
         bus, places = self.s_axil, scratch_map(self.config)
         writes, reads = bus.awvalid & bus.wvalid & ~bus.bvalid, bus.arvalid & ~bus.rvalid
         put, get = Signal(), Signal()
@@ -251,6 +254,7 @@ class Compact(wiring.Component):
                     with m.If(bus.wstrb[0] & (bus.wdata & Ctrl.ACKNOWLEDGE).any()):
                         m.d.sync += pending.eq(0)
                     with m.If(bus.wstrb[0] & (bus.wdata & Ctrl.START).any() & ~status[0]):
+                        m.d.comb += started.eq(1)
                         m.d.sync += [status.eq(Status.BUSY), pending.eq(0), hung.eq(0)]
             for name, register in (("PROFILE_ADDR", profile), ("IRQ_ENABLE", interrupts)):
                 with m.If(index == csr.ADDR[name] // 4):
@@ -266,5 +270,5 @@ class Compact(wiring.Component):
                     m.d.comb += address.eq(places["profile"][0] + Cat(Const(half, 1), counter[:4], layer))
                     m.d.sync += nothing.eq(counter[4] | (layer >= self.config.marks))
         m.d.comb += bus.rdata.eq(Mux(nothing, 0, Mux(of_status, Cat(status, pending), Mux(
-            of_cause & hung, csr.Cause.WATCHDOG, scratch.rdata))))
+            of_cause & hung, csr.Cause.WATCHDOG, word))))
         return put | get, address, strobe, bus.wdata

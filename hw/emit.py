@@ -35,9 +35,9 @@ WAIVERS = {
 
 def verilog(config: Config, name: str = TOP) -> str:
     """The accelerator for synthesis as SystemVerilog (IEEE 1800-2012), top module `name`; the other modules are `name_...`."""
-    from seriatim.hw.top import Seriatim
+    from seriatim.hw.top import machine
 
-    return banner(config, "// ") + "\n" + portable(to_verilog(Seriatim(config), name), name)
+    return banner(config, "// ") + "\n" + portable(to_verilog(machine(config), name), name)
 
 
 def banner(config: Config, mark: str) -> str:

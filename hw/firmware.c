@@ -68,7 +68,8 @@ static void spend(u32 cause, u32 busy) {
 
 /* Errors. */
 
-__attribute__((noreturn)) static void end(u32 status) {
+__attribute__((noreturn, noinline)) static void end(u32 status) {
+    spend(COUNTER_STALL_FETCH, 0);
     REGISTER[OWN_STATUS] = status | STATUS_INTERRUPT;
     again();
     __builtin_unreachable();
@@ -76,7 +77,6 @@ __attribute__((noreturn)) static void end(u32 status) {
 
 __attribute__((noreturn, noinline)) static void stop(u32 cause) {
     CSR[CSR_CAUSE] = cause;
-    spend(COUNTER_STALL_FETCH, 0);
     end(STATUS_ERROR);
 }
 
@@ -420,8 +420,7 @@ static void execute(u32 q) {
 }
 
 static void run(void) {
-    since = REGISTER[OWN_CYCLES];
-    steps_since = REGISTER[OWN_STEPS];
+    since = steps_since = 0;
     CSR[CSR_CAUSE] = CAUSE_NONE;
     for (u32 i = 0; i < 2 * COUNTER_COUNT; i++) CSR[COUNTERS + i] = 0;
     for (u32 s = 0; s < SEM_COUNT; s++) sems[s] = 0;

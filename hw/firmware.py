@@ -13,8 +13,8 @@ from seriatim.formats import Kind
 from seriatim.sim import build
 
 SOURCE = Path(__file__).with_name("firmware.c")
-FLAGS = ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+relax", "-Oz", "-ffreestanding", "-nostdlib", "-std=c11", "-Wall",
-         "-Wextra", "-Werror", "-ffunction-sections", "-Wl,--gc-sections")
+FLAGS = ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+relax", "-Oz", "-ffreestanding", "-nostdlib", "-std=c11",
+         "-Wall", "-Wextra", "-Werror", "-ffunction-sections", "-Wl,--gc-sections")
 SCRIPT = """\
 ENTRY(_start)
 SECTIONS {{
@@ -94,8 +94,9 @@ def words(config: Config) -> list[int]:
     def make(folder: Path) -> None:
         (folder / "contract.h").write_text(contract)
         (folder / "link.ld").write_text(script)
-        for command in (["cc", *FLAGS, f"-I{folder}", "-T", str(folder / "link.ld"), "-o", str(folder / "firmware.elf"), str(SOURCE)],
-                        ["objcopy", "-O", "binary", str(folder / "firmware.elf"), str(folder / "firmware.bin")]):
+        program, link = str(folder / "firmware.elf"), str(folder / "link.ld")
+        for command in (["cc", *FLAGS, f"-I{folder}", "-T", link, "-o", program, str(SOURCE)],
+                        ["objcopy", "-O", "binary", program, str(folder / "firmware.bin")]):
             result = subprocess.run([sys.executable, "-m", "ziglang", *command], capture_output=True, text=True)
             if result.returncode:
                 raise ToolError(f"the firmware does not compile: {result.stderr.strip()[-2000:]}")

@@ -25,7 +25,9 @@ class SinglePort(wiring.Component):
 
     def __init__(self, depth: int):
         self.depth = depth
-        super().__init__({"en": In(1), "address": In(range(depth)), "strobe": In(BITS // 8), "wdata": In(BITS), "rdata": Out(BITS)})
+        super().__init__({
+            "en": In(1), "address": In(range(depth)), "strobe": In(BITS // 8), "wdata": In(BITS), "rdata": Out(BITS),
+        })
 
     def elaborate(self, platform):
         m = Module()
@@ -48,8 +50,9 @@ class SinglePort(wiring.Component):
             for half in range(2):
                 strobe = self.strobe.word_select(half, 2)
                 m.submodules[f"spram_{i}_{half}"] = Instance(
-                    "SB_SPRAM256KA", i_CLOCK=ClockSignal(), i_ADDRESS=self.address[:14], i_DATAIN=self.wdata.word_select(half, 16),
-                    i_MASKWREN=Cat(bit.replicate(2) for bit in strobe), i_WREN=writes, i_CHIPSELECT=self.en & (bank == i),
+                    "SB_SPRAM256KA", i_CLOCK=ClockSignal(), i_ADDRESS=self.address[:14],
+                    i_DATAIN=self.wdata.word_select(half, 16), i_MASKWREN=Cat(bit.replicate(2) for bit in strobe), i_WREN=writes,
+                    i_CHIPSELECT=self.en & (bank == i),
                     i_STANDBY=0, i_SLEEP=0, i_POWEROFF=1, o_DATAOUT=words.word_select(half, 16))
             with m.If(shown == i):
                 m.d.comb += self.rdata.eq(words)

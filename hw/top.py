@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from seriatim.config import Config
 from seriatim.csr import ACTIVITY_COUNTERS, Cause, Counter
+from seriatim.errors import ConfigError
 from seriatim.isa import Queue
 
 from . import axi
@@ -226,3 +227,12 @@ class Seriatim(wiring.Component):
 def machine(config: Config, simulation: bool = False) -> wiring.Component:
     """The accelerator of `config`, whichever has its ports."""
     return Compact(config, simulation) if config.compact else Seriatim(config, simulation)
+
+
+def simulated(config: Config, observe: bool = False) -> wiring.Component:
+    """Its simulation build. Raises ConfigError where it cannot be observed."""
+    if not config.compact:
+        return Seriatim(config, simulation=True, sleep=True, observe=observe)
+    if observe:
+        raise ConfigError(f"a trace of the compact {config} machine: it has no units side by side; trace one without compact=1")
+    return machine(config, simulation=True)

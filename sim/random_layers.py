@@ -90,8 +90,8 @@ def _tensor(t: ir.Tensor) -> str:
 # Drawing
 
 def draw(seed: int, geometry: str | None = None) -> Case:
-    """The layer of `seed`, for the machine that its turn gives or `geometry` names. What the contract does not allow (accumulators beyond 32 bits, an empty output), and layers whose
-    windows all see nothing but padding, are drawn again."""
+    """The layer of `seed`, for the machine whose turn it is, or that `geometry` names. What the contract does not allow
+    (accumulators beyond 32 bits, an empty output), and layers whose windows all see nothing but padding, are drawn again."""
     geometry = geometry or list(GEOMETRIES)[seed % len(GEOMETRIES)]
     config = (GEOMETRIES | OTHERS)[geometry]
     rng = np.random.default_rng([seed, 0x5E51A])

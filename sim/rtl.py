@@ -15,6 +15,8 @@ from seriatim.sim import build
 from seriatim.sim.session import MemorySession
 from seriatim.sim.verilated import MemoryModel, Reason, VerilatedTop
 
+SOURCES = (".py", ".c")
+"""Suffixes of the files that a machine is made from."""
 MAX_CYCLES = 20_000_000_000
 """Far beyond any program; a machine that waits is stopped by its watchdog long before."""
 
@@ -23,9 +25,9 @@ def verilog(config: Config, observe: bool = False) -> str:
     """The simulation build's Verilog of the accelerator, cached by the sources it comes from (elaboration takes seconds).
     `observe`: with the ports that a trace is made of."""
     def top():
-        from seriatim.hw.top import Seriatim, machine
+        from seriatim.hw.top import simulated
 
-        return machine(config, simulation=True) if config.compact else Seriatim(config, simulation=True, sleep=True, observe=observe)
+        return simulated(config, observe)
 
     what = f"the {config} machine{' with trace ports' if observe else ''}"
     return elaborated(top, [asdict(config), observe], ["hw"], what)
@@ -35,7 +37,8 @@ def elaborated(top: Callable, parameters: list, parts: list[str], what: str) -> 
     """The simulation build's Verilog of what `top()` returns, as module `seriatim_top`. It comes from `parameters` (JSON) and
     from the sources of the contract and of `parts`, by which it is cached."""
     contract = (path for path in Path(seriatim.__file__).parent.glob("*.py") if path.name != "cli.py")
-    sources = sorted([*(path for part in parts for path in Path(__file__).parent.parent.joinpath(part).glob("*.py")), *contract])
+    sources = sorted([*(path for part in parts for path in Path(__file__).parent.parent.joinpath(part).glob("*.*")
+                        if path.suffix in SOURCES), *contract])
     key = hashlib.sha256(json.dumps(parameters).encode() + version("amaranth").encode())
     for path in sources:
         key.update(path.read_bytes())

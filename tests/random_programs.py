@@ -1,4 +1,4 @@
-"""Constrained-random programs for the machine `CONFIG`: legal instructions with fields that no compiler would write, and now and then an illegal one.
+"""Constrained-random programs: legal instructions with fields that no compiler would write, and now and then an illegal one.
 
 `draw(seed)` gives a program for `CONFIG` with its memory. Every buffer is loaded first and dumped at the end, so that whatever an
 instruction did to any of them shows in memory. Queues hand over by tokens, within a queue instructions follow each other freely.

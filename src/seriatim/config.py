@@ -92,8 +92,8 @@ class Config:
         _require(self.compact in (0, 1), f"compact={self.compact}: 0 or 1")
         if self.compact:
             _require((self.m, self.n, self.k, self.axi_bits, self.shift_lanes) == (1, 1, 32, 32, 0),
-                     f"compact=1 with m={self.m}, n={self.n}, k={self.k}, axi_bits={self.axi_bits}, shift_lanes={self.shift_lanes}: "
-                     "the compact machine has one row and one column of 32 lanes, 32 bits of AXI and no shift-add array")
+                     f"compact=1 with m={self.m}, n={self.n}, k={self.k}, axi_bits={self.axi_bits}, "
+                     f"shift_lanes={self.shift_lanes}: the compact machine has one row and one column of 32 lanes, 32 bits of AXI and no shift-add array")
         if self.shift_lanes:
             self._check_shift()
 

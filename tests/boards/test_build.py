@@ -34,7 +34,7 @@ def test_too_large_a_machine_is_refused_with_what_would_fit(tmp_path):
     """The build script is one that ends as nextpnr does where cells are left over."""
     board = find("icebreaker")
     (tmp_path / f"build_{build.NAME}.sh").write_text(f"cat >{build.NAME}.tim <<'.'\n{LOG}.\nexit 1\n")
-    with pytest.raises(ToolError, match=r"2x2x32 machine does not fit: it takes 26,239 .* m=2.*ulx3s-85f"):
+    with pytest.raises(ToolError, match=r"1x1x32 machine does not fit: it takes 26,239 .* act_words=512.*ulx3s-85f"):
         build.run(board, TARGETS[board.name], tmp_path, synth_only=False)
 
 

@@ -132,7 +132,7 @@ def test_emit_writes_a_folder_or_a_file(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "alone.v").read_text() == "module seriatim_top of 7x8x64\n"
     capsys.readouterr()
     assert cli.main(["emit", "--m", "3"]) == 0 and capsys.readouterr().out == "module seriatim_top of 3x8x64\n"
-    assert cli.main(["emit", "--board", "icebreaker"]) == 0 and capsys.readouterr().out == "module seriatim_top of 2x2x32\n"
+    assert cli.main(["emit", "--board", "icebreaker"]) == 0 and capsys.readouterr().out == "module seriatim_top of 1x1x32\n"
     assert cli.main(["emit", "--board", "icebreaker", "--m", "3"]) == 1 and "has its own machine" in capsys.readouterr().err
 
 
