@@ -6,7 +6,7 @@ overlap; `schedule.Builder` makes them overlap.
 
 from dataclasses import replace
 
-from seriatim.compiler import engines, ir, layout, model, schedule, tiler
+from seriatim.compiler import engines, ir, layout, model, schedule, sequential, tiler
 from seriatim.compiler.emit import Emitter
 from seriatim.compiler.jobs import Job, Pick, check_widths, job_of
 from seriatim.compiler.program import Compiled, LayerInfo, Place
@@ -113,7 +113,7 @@ def _program(region: ir.Region, config: Config, memory: Memory, pick: Pick) -> C
     address = segments.reserve(len(program))
     if segments.size > 1 << 32:
         raise CompileError(f"{segments.size} bytes of memory: addresses have 32 bits; use a smaller batch or image")
-    predicted = model.predict(program, config, memory)
+    predicted = (sequential if config.compact else model).predict(program, config, memory)
     cycles = predicted.layers + (0,) * len(jobs)
     infos = tuple(_info(job, i, config, cycles[i], first) for i, (job, first) in enumerate(zip(jobs, zip(loads, firsts, stores))))
     return Compiled(config, program, address, image, places, infos, tuple(t.name for t in region.inputs),

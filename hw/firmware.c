@@ -108,9 +108,9 @@ static u32 decode(struct head *head, u32 pc) {
     count(COUNTER_FETCH_BEATS, INSTR_WORDS);
     const struct field *field = FIELDS + INSTRS[op].first;
     word >>= 8;
-    u32 left = INSTR_WORDS - 1;
+    u32 left = INSTR_WORDS - 1, wrong = 0;
     for (u32 i = 0; i < INSTRS[op].count; i++, field++) {
-        u32 bits = field->bits & 0x7F, top = 1u << (bits - 1), value = word, taken = bits;
+        u32 bits = field->bits & 0x7F, value = word, taken = bits;
         if (bits > have) {
             at += 4, left--;
             word = MEMORY(at);
@@ -120,13 +120,13 @@ static u32 decode(struct head *head, u32 pc) {
         }
         have -= bits;
         word = taken < 32 ? word >> taken : 0;
-        value &= top | (top - 1);
-        if (field->bits >> 7) value = (value ^ top) - top;
-        require(value >= field->lo && (!field->hi || value <= field->hi), CAUSE_ILLEGAL_FIELD);
+        value &= MASK[bits];
+        if (field->bits >> 7) value |= -(value & ~(MASK[bits] >> 1));
+        wrong |= value < field->lo || (field->hi && value > field->hi);
         head->f[i] = value;
     }
     while (left--) at += 4, word |= MEMORY(at);
-    require(!word, CAUSE_ILLEGAL_FIELD);
+    require(!word && !wrong, CAUSE_ILLEGAL_FIELD);
     head->op = op;
     head->pc = pc;
     return op;

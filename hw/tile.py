@@ -61,7 +61,7 @@ class Tile(wiring.Component):
 
     Addresses are right modulo the memories' sizes: that they are inside is for the caller to see to.
 
-    Throughput: a step a cycle; between the steps of two column tiles 12 cycles, and one for each plane of output and residual
+    Throughput: a step a cycle; between the steps of two column tiles 11 cycles, and one for each plane of output and residual
     and each bit of the shift.
 
     Members

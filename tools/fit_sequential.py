@@ -1,0 +1,53 @@
+"""Finds `COSTS` of compiler/sequential.py: runs random layers on the compact machine's RTL and fits what the firmware takes.
+
+    .venv/bin/python tools/fit_sequential.py [layers]
+"""
+
+import contextlib
+import sys
+from collections import Counter as Tally
+
+import numpy as np
+from scipy.optimize import nnls
+from tqdm import tqdm
+
+from seriatim.compiler import sequential
+from seriatim.compiler.codegen import generate
+from seriatim.errors import CompileError
+from seriatim.sim import random_layers
+from seriatim.sim.executor import execute
+from seriatim.sim.rtl import RtlSession
+from seriatim.sim.verilated import MemoryModel
+
+LAYERS = 120
+LATENCIES = (2, 20)
+
+
+def measure(layers: int) -> list[tuple[Tally, int, int]]:
+    """For each layer what it takes, its memory's latency, and the cycles that the machine counts."""
+    found = []
+    for seed in tqdm(range(layers), unit="layer"):
+        case = random_layers.draw(seed, random_layers.COMPACT)
+        with contextlib.suppress(CompileError):
+            compiled, latency = generate(case.region, case.config), LATENCIES[seed % len(LATENCIES)]
+            model = MemoryModel(latency)
+            run = execute(compiled, case.inputs, lambda config, size, model=model: RtlSession(config, size, model=model))
+            done = sum((done for _, _, done in sequential.order(compiled.program)), Tally())
+            found.append((done, latency, run.counts.cycles))
+    return found
+
+
+def main() -> None:
+    found = measure(int(sys.argv[1]) if len(sys.argv) > 1 else LAYERS)
+    names = sorted(set().union(*(done for done, _, _ in found)) - {"cycle"})
+    counts = np.array([[done[name] for name in names] for done, _, _ in found], float)
+    rest = np.array([took - done["cycle"] - done[sequential.ACCESS] * latency for done, latency, took in found], float)
+    took = np.array([took for _, _, took in found], float)
+    costs, _ = nnls(counts / took[:, None], rest / took)
+    off = np.abs(counts @ costs - rest) / took
+    print(f"{len(found)} layers: off by {off.mean():.1%} in the mean, {off.max():.1%} at most", file=sys.stderr)
+    print("COSTS = {" + ", ".join(f'"{name}": {cost:.0f}' for name, cost in zip(names, costs)) + "}")
+
+
+if __name__ == "__main__":
+    main()
