@@ -9,7 +9,7 @@ typedef unsigned int u32;
 typedef int i32;
 
 struct field { u8 bits, lo; u16 hi; };   /* bits: 7 signed, 6:0 width; hi 0: all that fit */
-struct instr { u8 first, count, queue; };
+struct instr { u8 first, count, queue, unused; };
 
 #include "contract.h"
 
@@ -20,8 +20,10 @@ struct instr { u8 first, count, queue; };
 #define CSR SCRATCH
 #define QUEUES 3
 
-static struct head { u32 waits, pc, op, f[FIELDS_MOST]; } heads[QUEUES]; /* `waits`: there is one */
+static struct head { u32 waits, pc, op, f[61]; } heads[QUEUES]; /* `waits`: there is one; 64 words, since a product takes long */
+_Static_assert(FIELDS_MOST <= 61, "an instruction has more fields than a head has room for");
 static u8 sems[SEM_COUNT];
+static u32 some; /* semaphores above zero, as a mask */
 static u32 since, steps_since; /* cycles and steps that have been counted */
 
 __attribute__((naked, section(".text.start"))) void _start(void) { __asm__("la sp, stack\n j boot"); }
@@ -61,7 +63,7 @@ __attribute__((noinline)) static void count(u32 counter, u32 n) {
 /* What has passed since the last call counts for `cause`, but for `busy` cycles of it. */
 static void spend(u32 cause, u32 busy) {
     u32 now = REGISTER[OWN_CYCLES];
-    count(COUNTER_BUSY, busy);
+    if (busy) count(COUNTER_BUSY, busy);
     count(cause, now - since - busy);
     since = now;
 }
@@ -101,9 +103,9 @@ static void allowed(u32 address, u32 size, u32 limits) {
 
 /* Instructions. */
 
-static u32 decode(struct head *head, u32 pc) {
-    u32 at = CSR[CSR_PROG_BASE] + pc, word = MEMORY(at), op = word & 0xFF, have = 24;
-    require(op < sizeof INSTRS / sizeof *INSTRS && INSTRS[op].count, CAUSE_ILLEGAL_OPCODE);
+/* The instruction at `at`, whose opcode is known. */
+static void decode(struct head *head, u32 at, u32 pc) {
+    u32 word = MEMORY(at), op = word & 0xFF, have = 24;
     count(COUNTER_READ_BEATS, INSTR_WORDS);
     count(COUNTER_FETCH_BEATS, INSTR_WORDS);
     const struct field *field = FIELDS + INSTRS[op].first;
@@ -129,26 +131,27 @@ static u32 decode(struct head *head, u32 pc) {
     require(!word && !wrong, CAUSE_ILLEGAL_FIELD);
     head->op = op;
     head->pc = pc;
-    return op;
 }
 
 /* Brings the next instruction of queue `q`, from `pc` on, into its head. */
 static void find(u32 q, u32 pc) {
     struct head *head = heads + q;
-    head->waits = 0;
-    for (;; pc += INSTR_BYTES) {
-        CSR[CSR_ERROR_PC] = pc;
-        require(pc + INSTR_BYTES <= CSR[CSR_PROG_BYTES], CAUSE_PROGRAM_RANGE);
-        u32 op = MEMORY(CSR[CSR_PROG_BASE] + pc) & 0xFF;
-        check();
-        u32 known = op < sizeof INSTRS / sizeof *INSTRS && INSTRS[op].count;
-        if (known && op != OP_END && INSTRS[op].queue != q + 1) continue;
-        decode(head, pc);
-        check();
-        head->waits = op != OP_END;
-        spend(COUNTER_STALL_FETCH, 0);
-        return;
+    u32 at = CSR[CSR_PROG_BASE] + pc, room = CSR[CSR_PROG_BYTES] - INSTR_BYTES, known = 0, queue = 0;
+    for (; (i32)pc <= (i32)room; pc += INSTR_BYTES, at += INSTR_BYTES) {
+        u32 op = *(volatile u8 *)&MEMORY(at);
+        known = op < sizeof INSTRS / sizeof *INSTRS && INSTRS[op].count;
+        queue = known ? INSTRS[op].queue : QUEUE_FETCH;
+        if (queue == QUEUE_FETCH || queue == q + 1) break;
+        known = 0;
     }
+    CSR[CSR_ERROR_PC] = pc;
+    check();
+    require((i32)pc <= (i32)room, CAUSE_PROGRAM_RANGE);
+    require(known, CAUSE_ILLEGAL_OPCODE);
+    decode(head, at, pc);
+    check();
+    head->waits = queue != QUEUE_FETCH;
+    spend(COUNTER_STALL_FETCH, 0);
 }
 
 __attribute__((noinline)) static u32 wrap(u32 row, u32 base, u32 words) { return words && row >= base + words ? row - words : row; }
@@ -383,17 +386,13 @@ static u32 mark(const u32 *f) {
     return COUNTER_STALL_FETCH;
 }
 
-static u32 ready(u32 mask) {
-    for (u32 s = 0; s < SEM_COUNT; s++, mask >>= 1) if (mask & 1 && !sems[s]) return 0;
-    return 1;
-}
-
 static void execute(u32 q) {
     struct head *head = heads + q;
     const u32 *f = head->f;
     u32 cause = COUNTER_STALL_FETCH, busy = 0;
     CSR[CSR_ERROR_PC] = head->pc;
-    for (u32 s = 0, mask = f[0]; mask; s++, mask >>= 1) sems[s] -= mask & 1;
+    for (u32 s = 0, bit = 1, mask = f[0]; mask; s++, bit += bit, mask >>= 1)
+        if (mask & 1 && !--sems[s]) some -= bit;
     switch (head->op) {
     case OP_LOAD: cause = load(f); break;
     case OP_FILL: cause = fill(f); break;
@@ -411,6 +410,7 @@ static void execute(u32 q) {
         count(COUNTER_ARRAY_STEPS, busy);
     }
     spend(cause, busy);
+    some |= f[1];
     for (u32 s = 0, mask = f[1]; mask; s++, mask >>= 1)
         if (mask & 1) {
             require(sems[s] < SEM_MOST, CAUSE_TOKEN_OVERFLOW);
@@ -424,11 +424,12 @@ static void run(void) {
     CSR[CSR_CAUSE] = CAUSE_NONE;
     for (u32 i = 0; i < 2 * COUNTER_COUNT; i++) CSR[COUNTERS + i] = 0;
     for (u32 s = 0; s < SEM_COUNT; s++) sems[s] = 0;
+    some = 0;
     for (u32 q = 0; q < QUEUES; q++) find(q, 0);
     for (u32 going = 1; going;) {
         going = 0;
         for (u32 q = 0; q < QUEUES; q++)
-            while (heads[q].waits && ready(heads[q].f[0])) execute(q), going = 1;
+            while (heads[q].waits && !(heads[q].f[0] & ~some)) execute(q), going = 1;
     }
     u32 oldest = ~0u;
     for (u32 q = 0; q < QUEUES; q++) if (heads[q].waits && heads[q].pc < oldest) oldest = heads[q].pc;

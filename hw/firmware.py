@@ -63,7 +63,7 @@ def header(config: Config) -> str:
     by_opcode = {i.opcode: i for i in isa.INSTRS}
     for opcode in range(max(by_opcode) + 1):
         i = by_opcode.get(opcode)
-        instrs.append(f"{{{len(fields)}, {len(i.all_fields) - 1 if i else 0}, {int(i.queue) if i else 0}}}")
+        instrs.append(f"{{{len(fields)}, {len(i.all_fields) - 1 if i else 0}, {int(i.queue) if i else 0}, 0}}")
         fields += [_field(f) for f in i.all_fields[1:]] if i else []
     lines.append("static const u32 MASK[] = {" + ", ".join(f"{(1 << bits) - 1:#x}u" for bits in range(33)) + "};")
     lines.append(f"static const struct field FIELDS[] = {{{', '.join(fields)}}};")
