@@ -50,6 +50,7 @@ class Own(IntEnum):
     FAULT = 3   # of AXI accesses, a Fault; a write clears it
     GO = 4      # a write starts the Tile
     PACK = 5    # a write has it pack a value
+    START = 6   # a read waits until a program is started
 
 
 class Fault(IntFlag):
@@ -75,7 +76,8 @@ def scratch_map(config: Config) -> dict[str, tuple[int, int]]:
 class Compact(wiring.Component):
     """The machine of a `Config` with `compact`: everything that `Seriatim` says of its ports holds.
 
-    The host's access to a register waits while `Tile` is at work. Counters are brought up to date after each instruction.
+    The host's access to a register but STATUS waits while `Tile` is at work. Counters are brought up to date after each
+    instruction.
 
     Members
     -------
@@ -109,9 +111,12 @@ class Compact(wiring.Component):
         asks = bus.cyc & bus.stb & ~taken
         m.d.comb += bus.ack.eq(taken | answered)
         of = {name: Signal(name=f"of_{name.name.lower()}") for name in Region}
+        status, number = Signal(3), bus.adr[:(len(Own) + len(tile.shapes) - 1).bit_length()]  # busy, done, error
+        may = {name: ~tile.active & ~host for name in Region}
+        may[Region.FIRMWARE] = 1
+        may[Region.REGISTERS] &= (number != Own.START) | status[0]
         for name, chosen in of.items():
-            named = region[3] if name is Region.MEMORY else region == name
-            m.d.comb += chosen.eq(asks & named & ((name is Region.FIRMWARE) | (~tile.active & ~host)))
+            m.d.comb += chosen.eq(asks & may[name] & (region[3] if name is Region.MEMORY else region == name))
         m.d.sync += taken.eq(Cat(chosen for name, chosen in of.items() if name is not Region.MEMORY).any())
 
         # Firmware, work memory.
@@ -130,11 +135,10 @@ class Compact(wiring.Component):
         ]
 
         # Registers.
-        status, pending, awake = Signal(3), Signal(), Signal()  # busy, done, error; interrupt; the core has set the others up
+        pending, awake = Signal(), Signal()  # interrupt; the core has set the registers up
         cycles, steps, fault = Signal(32), Signal(32), Signal(Fault)
         started = Signal()
         m.d.sync += [cycles.eq(Mux(started, 0, cycles + 1)), steps.eq(Mux(started, 0, steps + tile.step))]
-        number = bus.adr[:(len(Own) + len(tile.shapes) - 1).bit_length()]
         written = of[Region.REGISTERS] & bus.we
         shown = Signal(32)
         with m.Switch(number):
@@ -227,9 +231,11 @@ class Compact(wiring.Component):
         strobe, data. What it reads is on `word` in the next cycle."""
         bus, places = self.s_axil, scratch_map(self.config)
         writes, reads = bus.awvalid & bus.wvalid & ~bus.bvalid, bus.arvalid & ~bus.rvalid
-        put, get = Signal(), Signal()
+        put, get, at_once, of_status = Signal(), Signal(), Signal(), Signal()  # STATUS is not in the scratch memory
         m.d.comb += [
-            host.eq(awake & ~busy & (writes | reads | bus.rvalid)), put.eq(host & writes), get.eq(host & reads & ~writes),
+            at_once.eq(reads & ~writes & (bus.araddr[2:] == csr.ADDR["STATUS"] // 4)),
+            host.eq(awake & ~busy & (writes | (reads & ~at_once) | (bus.rvalid & ~of_status))),
+            put.eq(host & writes), get.eq(awake & at_once | host & reads & ~writes),
             bus.awready.eq(put), bus.wready.eq(put), bus.arready.eq(get),
         ]
         with m.If(bus.bready):
@@ -261,9 +267,9 @@ class Compact(wiring.Component):
                     for byte in range(-(-len(register) // 8)):
                         with m.If(bus.wstrb[byte]):
                             m.d.sync += register[8 * byte:8 * byte + 8].eq(bus.wdata[8 * byte:])
-        nothing, of_status, of_cause = Signal(), Signal(), Signal()
+        nothing, of_cause = Signal(), Signal()
         with m.If(get):
-            m.d.sync += [bus.rvalid.eq(1), nothing.eq(index >= places["csr"][1]), of_status.eq(index == csr.ADDR["STATUS"] // 4),
+            m.d.sync += [bus.rvalid.eq(1), nothing.eq(index >= places["csr"][1]), of_status.eq(at_once),
                          of_cause.eq(index == csr.ADDR["CAUSE"] // 4)]
             for half, name in enumerate(("PROFILE_LO", "PROFILE_HI")):
                 with m.If(index == csr.ADDR[name] // 4):
@@ -271,4 +277,4 @@ class Compact(wiring.Component):
                     m.d.sync += nothing.eq(counter[4] | (layer >= self.config.marks))
         m.d.comb += bus.rdata.eq(Mux(nothing, 0, Mux(of_status, Cat(status, pending), Mux(
             of_cause & hung, csr.Cause.WATCHDOG, word))))
-        return put | get, address, strobe, bus.wdata
+        return put | get & ~at_once, address, strobe, bus.wdata

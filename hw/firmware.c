@@ -443,7 +443,10 @@ static void run(void) {
 }
 
 __attribute__((used, noreturn)) static void idle(void) {
-    for (;;) if (REGISTER[OWN_STATUS] & STATUS_BUSY) run();
+    for (;;) {
+        (void)REGISTER[OWN_START]; /* waits */
+        run();
+    }
 }
 
 __attribute__((used, noreturn)) static void boot(void) {

@@ -93,8 +93,8 @@ class Config:
         if self.compact:
             _require((self.m, self.n, self.k, self.axi_bits, self.shift_lanes) == (1, 1, 32, 32, 0),
                      f"compact=1 with m={self.m}, n={self.n}, k={self.k}, axi_bits={self.axi_bits}, "
-                     f"shift_lanes={self.shift_lanes}: the compact machine has one row and one column of 32 lanes, 32 bits of AXI "
-                     "and no shift-add array")
+                     f"shift_lanes={self.shift_lanes}: the compact machine has one row and one column of 32 lanes, 32 bits of "
+                     "AXI and no shift-add array")
         if self.shift_lanes:
             self._check_shift()
 

@@ -10,6 +10,13 @@ from seriatim.config import Config
 from seriatim.errors import ConfigError
 from seriatim.hw.convert import to_verilog
 
+
+class Up5k:
+    """Of Amaranth's platform what a memory looks at."""
+
+    device = "iCE40UP5K"
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::amaranth._unused.UnusedMustUse")
 
 SMALL = Config(m=2, n=2, k=32, axi_bits=32, act_words=64, wgt_words=64, prm_words=16, res_words=16, out_words=16, psum_words=16,
@@ -18,7 +25,7 @@ SMALL = Config(m=2, n=2, k=32, axi_bits=32, act_words=64, wgt_words=64, prm_word
 
 @pytest.mark.parametrize(("memory", "cell"), [(OnChip(1 << 16), "reg [31:0] memory"), (Spram(), "SB_SPRAM256KA")])
 def test_elaborates(memory, cell):
-    assert cell in to_verilog(Shell(SMALL, clock_hz=12_000_000, baud=3_000_000, memory=memory), "soc")
+    assert cell in to_verilog(Shell(SMALL, clock_hz=12_000_000, baud=3_000_000, memory=memory), "soc", Up5k())
 
 
 def test_refuses_a_rate_that_the_clock_does_not_give():

@@ -6,11 +6,13 @@ import test_random_layers as layers_test
 import test_random_programs as programs_test
 
 from seriatim import csr, isa
-from seriatim.config import Config
+from seriatim.compiler.codegen import generate
+from seriatim.config import Config, Memory
 from seriatim.csr import CYCLE_COUNTERS, Cause, Counter
 from seriatim.errors import ConfigError, MachineError, SeriatimError
 from seriatim.isa import Sem
 from seriatim.sim import random_layers as layers
+from seriatim.sim.executor import execute
 from seriatim.sim.rtl import RtlSession
 from seriatim.sim.session import Program
 from seriatim.sim.verilated import MemoryModel
@@ -45,6 +47,16 @@ def test_random_layers(monkeypatch):
                 layers_test.check(case, session)
             except (AssertionError, SeriatimError) as error:
                 raise AssertionError(f"{error}\n{case}") from error
+
+
+def test_cycles_are_foretold():
+    """Of layers that the cycle model's costs were not fitted to."""
+    memory = Memory(latency=2, outstanding=1)
+    for seed in range(1000, 1008):
+        case = layers.draw(seed, layers.COMPACT)
+        run = execute(generate(case.region, case.config, memory), case.inputs,
+                      lambda config, size: RtlSession(config, size, model=MemoryModel(latency=2)))
+        assert run.compiled.cycles == pytest.approx(run.counts.cycles, rel=0.1), case
 
 
 # The machine as a driver sees it

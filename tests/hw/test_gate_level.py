@@ -106,7 +106,8 @@ def test_layers_on_ice40_cells(request, monkeypatch):
     config = layers.OTHERS[layers.COMPACT]
     (folder / "compact.v").write_text(to_verilog(machine(config), "seriatim_top", Up5k()))
     script = ("read_verilog compact.v; synth_ice40 -dsp -top seriatim_top; select -assert-min 2 t:SB_SPRAM256KA; "
-              "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; techmap -autoproc -map +/ice40/cells_sim.v; opt_clean; "
+              "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; "
+              "techmap -autoproc -map +/ice40/cells_sim.v; opt_clean; "
               "write_verilog -noattr compact_cells.v")
     yosys(folder, script)
     library = build.build((folder / "compact_cells.v").read_text(), axi_bits=config.axi_bits)
