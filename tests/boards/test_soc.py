@@ -206,7 +206,7 @@ def test_artefact_at_a_port(tmp_path, capsys, plugged):
     capsys.readouterr()
     assert cli.main(["run", folder, "--device", plugged.port, "--baud", str(BAUD), "--record", recording]) == 0
     shown = capsys.readouterr().out
-    assert "bit-exact: every tensor of 1 program(s) on the 2x2x32 machine" in shown and "conv3" in shown
+    assert "bit-exact: every tensor of 1 program(s) on the 1x1x32 machine" in shown and "conv3" in shown
     assert cli.main(["run", folder, "--device", f"replay:{recording}"]) == 0
     assert capsys.readouterr().out == shown
     assert cli.main(["run", folder, "--device", f"replay:{recording}", "--seed", "1"]) == 1
