@@ -82,9 +82,12 @@ def _assigned_once(module: str) -> str:
         if len(re.findall(rf"^ +{re.escape(signal)}(?![\w$])", body, re.M)) == 1:
             return f"  always_comb begin\n{body}  end\n"
         own = f"{signal.rstrip()}$comb" + " " * signal.endswith(" ")
+        parts = sorted(set(re.findall(rf"^ +{re.escape(signal)} *((?:\[[^\]]*\])?) *= ", body, re.M)))
+        parts = [""] if "" in parts else parts  # bits that the block leaves alone are another's
         body = re.sub(rf"(?<![\w$\\]){re.escape(signal)}(?![\w$])", lambda _: own, body)
         kind = re.search(rf"^  reg ((?:signed )?(?:\[\d+:0\] )?){re.escape(signal)}(?![\w$])", module, re.M)[1]
-        return f"  reg {kind}{own};\n  always_comb begin\n{body}    {signal} = {own};\n  end\n"
+        ends = "".join(f"    {signal}{part} = {own}{part};\n" for part in parts)
+        return f"  reg {kind}{own};\n  always_comb begin\n{body}{ends}  end\n"
 
     return re.sub(r"^  always @\* begin\n(.*?)^  end\n", once, module, flags=re.M | re.S)
 

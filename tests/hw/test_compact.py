@@ -1,5 +1,7 @@
 """The compact machine in Verilator: random programs and layers as the ISA simulator has them, errors, registers."""
 
+import layer_reference
+import numpy as np
 import pytest
 import random_programs as programs
 import test_random_layers as layers_test
@@ -10,7 +12,9 @@ from seriatim.compiler.codegen import generate
 from seriatim.config import Config, Memory
 from seriatim.csr import CYCLE_COUNTERS, Cause, Counter
 from seriatim.errors import ConfigError, MachineError, SeriatimError
+from seriatim.hw import emit
 from seriatim.isa import Sem
+from seriatim.sim import build
 from seriatim.sim import random_layers as layers
 from seriatim.sim.executor import execute
 from seriatim.sim.rtl import RtlSession
@@ -47,6 +51,15 @@ def test_random_layers(monkeypatch):
                 layers_test.check(case, session)
             except (AssertionError, SeriatimError) as error:
                 raise AssertionError(f"{error}\n{case}") from error
+
+
+def test_the_emitted_file():
+    config = layers.OTHERS[layers.COMPACT]
+    library = build.build(emit.verilog(config), axi_bits=config.axi_bits, top=emit.TOP)
+    case = layers.draw(3, layers.COMPACT)
+    with RtlSession(config, layers_test.MEMORY_BYTES, model=MEMORIES[0], library_path=library) as session:
+        out, _ = layers_test.run_program(session, generate(case.region, config), case.inputs, np.random.default_rng(0))
+    assert np.array_equal(out, layer_reference.by_reference(case)), case
 
 
 def test_cycles_are_foretold():
