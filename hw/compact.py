@@ -1,6 +1,6 @@
 """`Compact`: the accelerator for FPGAs too small for `Seriatim`, with the same ports, registers and instructions.
 
-A RISC-V core (Sentinel) executes the instructions one after the other, from `firmware/main.c`; one row and column of the
+A RISC-V core (Sentinel) executes the instructions one after the other, from `firmware.c`; one row and column of the
 bit-serial array with its requantisation (`Tile`) does what CONV does at a position. The core addresses, by the top bits:
 
     0  its firmware                               2  registers of this module, and of `Tile`
@@ -136,7 +136,7 @@ class Compact(wiring.Component):
 
         # Registers.
         pending, awake = Signal(), Signal()  # interrupt; the core has set the registers up
-        cycles, steps, fault = Signal(32), Signal(32), Signal(Fault)
+        cycles, steps, fault = Signal(32), Signal(32), Signal(3)
         started = Signal()
         m.d.sync += [cycles.eq(Mux(started, 0, cycles + 1)), steps.eq(Mux(started, 0, steps + tile.step))]
         written = of[Region.REGISTERS] & bus.we
@@ -186,9 +186,11 @@ class Compact(wiring.Component):
 
     def _memory(self, m, bus, asked, answered, scratch, status, pending, fault, hung):
         """AXI accesses of the core. One that takes longer than WATCHDOG cycles ends the program, though not the access: the core
-        goes on when it is answered, and is told. Returns the cycle in which one begins; it reads that register."""
+        goes on when it is answered. Until it has taken note, further accesses are none, and answered at once. Returns the cycle
+        in which one begins; it reads that register."""
         axi_, left, watched = self.m_axi, Signal(32), Signal()
         address_sent, data_sent, begin = Signal(), Signal(), Signal()
+        late = (fault & Fault.HUNG).any()
         address = Cat(bus.adr[:29] << 2)
         m.d.comb += [
             axi_.araddr.eq(address), axi_.awaddr.eq(address), axi_.wdata.eq(bus.dat_w), axi_.wstrb.eq(bus.sel), axi_.wlast.eq(1),
@@ -197,9 +199,9 @@ class Compact(wiring.Component):
         m.d.sync += left.eq(left - 1)
         with m.FSM(name="memory") as fsm:
             with m.State("IDLE"):
-                m.d.comb += begin.eq(asked)
+                m.d.comb += [begin.eq(asked & ~late), answered.eq(asked & late)]
                 m.d.sync += [address_sent.eq(0), data_sent.eq(0)]
-                with m.If(asked):
+                with m.If(begin):
                     m.next = "WATCHDOG"
             with m.State("WATCHDOG"):
                 m.d.sync += [left.eq(scratch.rdata), watched.eq(scratch.rdata != 0)]

@@ -1,7 +1,7 @@
 /* The compact machine's firmware: executes the instructions of seriatim.isa, of which NumPy's sim/isasim.py is the definition.
  *
  * Each of the three queues has the next of its instructions at hand, decoded; one is executed where its semaphores allow it. The
- * core has no multiplier, so addresses are added up. An error stops at once. */
+ * core has no multiplier, so addresses are added up where that is as easy. An error stops at once. */
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -77,19 +77,17 @@ __attribute__((noreturn, noinline)) static void end(u32 status) {
     __builtin_unreachable();
 }
 
+/* Where an AXI access went wrong, that is why. One that hung has been reported, and the next program may have been started. */
 __attribute__((noreturn, noinline)) static void stop(u32 cause) {
+    u32 fault = REGISTER[OWN_FAULT];
+    REGISTER[OWN_FAULT] = 0;
+    if (fault & FAULT_HUNG) { again(); __builtin_unreachable(); }
+    if (fault) cause = fault & FAULT_READ ? CAUSE_AXI_READ : CAUSE_AXI_WRITE;
     CSR[CSR_CAUSE] = cause;
     end(STATUS_ERROR);
 }
 
-/* An AXI access went wrong. One that hung has been reported already, and the next program may have been started. */
-static void check(void) {
-    u32 fault = REGISTER[OWN_FAULT];
-    if (!fault) return;
-    REGISTER[OWN_FAULT] = 0;
-    if (fault & FAULT_HUNG) { again(); __builtin_unreachable(); }
-    stop(fault & FAULT_READ ? CAUSE_AXI_READ : CAUSE_AXI_WRITE);
-}
+static void check(void) { if (REGISTER[OWN_FAULT]) stop(CAUSE_NONE); }
 
 __attribute__((noinline)) static void require(u32 holds, u32 cause) { if (!holds) stop(cause); }
 
@@ -136,6 +134,7 @@ static void decode(struct head *head, u32 at, u32 pc) {
 /* Brings the next instruction of queue `q`, from `pc` on, into its head. */
 static void find(u32 q, u32 pc) {
     struct head *head = heads + q;
+    CSR[CSR_ERROR_PC] = pc;
     u32 at = CSR[CSR_PROG_BASE] + pc, room = CSR[CSR_PROG_BYTES] - INSTR_BYTES, known = 0, queue = 0;
     for (; (i32)pc <= (i32)room; pc += INSTR_BYTES, at += INSTR_BYTES) {
         u32 op = *(volatile u8 *)&MEMORY(at);
@@ -425,6 +424,8 @@ static void run(void) {
     for (u32 i = 0; i < 2 * COUNTER_COUNT; i++) CSR[COUNTERS + i] = 0;
     for (u32 s = 0; s < SEM_COUNT; s++) sems[s] = 0;
     some = 0;
+    CSR[CSR_ERROR_PC] = 0;
+    require(!(CSR[CSR_PROG_BASE] >> 31), CAUSE_PROGRAM_RANGE);
     for (u32 q = 0; q < QUEUES; q++) find(q, 0);
     for (u32 going = 1; going;) {
         going = 0;

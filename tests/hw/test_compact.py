@@ -148,6 +148,10 @@ def test_programs_that_cannot_go_on():
         assert stops(session, LOAD, ("POOL", dict(wait=Sem.ACT_READY, planes=1))) == (Cause.WATCHDOG, 1)
         assert stops(session, LOAD, ("STORE", dict(dram=WRITE[1], words=1))) == (Cause.DRAM_RANGE, 1)
         assert stops(session, ("LOAD", dict(dram=1 << 31, words=1))) == (Cause.DRAM_RANGE, 0)
+        session.csr_write("PROG_BASE", 1 << 31)
+        session.csr_write("CTRL", csr.Ctrl.START)
+        session.wait()
+        assert session.csr_read("CAUSE") == Cause.PROGRAM_RANGE
         assert stops(session, LOAD, ("TABLE", {})) == (Cause.UNSUPPORTED, 1)
         for code, cause in ((b"\x63" + bytes(63), Cause.ILLEGAL_OPCODE), (b"", Cause.PROGRAM_RANGE),
                             (isa.encode("END")[:63] + b"\1", Cause.ILLEGAL_FIELD)):

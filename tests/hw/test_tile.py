@@ -5,8 +5,9 @@ import pytest
 from amaranth.sim import Simulator
 
 from seriatim import isa
+from seriatim.compiler import sequential
 from seriatim.config import Config
-from seriatim.formats import Kind
+from seriatim.csr import Counter
 from seriatim.hw.tile import PARAM_WORDS, Tile, registers
 from seriatim.isa import Output
 from seriatim.sim.isasim import Machine
@@ -67,10 +68,10 @@ def test_a_position_equals_the_isa_simulator(seed, output):
              "res": RES + f["res_base"], "out": OUT + f["out_base"], "lane": 0, "value": 0, "valid": 0}
     given |= {name: f[field] - 1 for name, field in less_one.items()}
     unit = Tile(CONFIG, RESCALE)
-    steps = 0
+    steps = cycles = 0
 
     async def bench(ctx):
-        nonlocal steps
+        nonlocal steps, cycles
         for name in registers(CONFIG):
             ctx.set(getattr(unit, name), given.get(name, f.get(name)))
         ctx.set(unit.go, 1)
@@ -82,6 +83,7 @@ def test_a_position_equals_the_isa_simulator(seed, output):
             access = ctx.get(unit.scratch_address) if ctx.get(unit.scratch_en) else None
             wrote, value = ctx.get(unit.scratch_write), ctx.get(unit.scratch_wdata)
             steps += ctx.get(unit.step)
+            cycles += 1
             await ctx.tick()
             if read is not None and read < len(work):
                 ctx.set(unit.read_data, work[read])
@@ -97,9 +99,7 @@ def test_a_position_equals_the_isa_simulator(seed, output):
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
-    machine.config = Config(**{**CONFIG.__dict__, "max_planes": 16})
     machine.conv(f)
-    assert steps == machine.counters[__import__("seriatim.csr").csr.Counter.ARRAY_STEPS]
+    assert (steps, cycles) == (machine.counters[Counter.ARRAY_STEPS], sequential.work("CONV", f)["cycle"])
     assert scratch[PSUM:PSUM + CONFIG.psum_words] == [int(p[0]) & 0xFFFFFFFF for p in machine.psum]
     assert work[OUT:] == [_word(w[0]) for w in machine.out]
-    assert Kind(f["a_kind"]) in Kind
