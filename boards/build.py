@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from seriatim.errors import ToolError
+import numpy as np
+
+from seriatim.errors import CompileError, ToolError
 
 from . import zynq
 from .catalogue import BOARDS, Board, find
@@ -116,6 +118,32 @@ def report(board: Board, target: Target, folder: Path, seconds: float) -> dict:
     }
 
 
+def foretold(board: Board) -> dict:
+    """ResNet-18 (W1A8, an image of 224x224) on the board, as the cycle model foretells it with the board's memory: `cycles`
+    and `frames_per_second` of the machine, the host's transfers left out; or what keeps it from running there, `refused`."""
+    from seriatim.algo.trained import load_or_train
+    from seriatim.compiler.codegen import generate
+    from seriatim.compiler.driver import compile_network
+
+    network, _ = load_or_train("resnet18", "slb", 1, 8, image_size=224)
+    example = np.zeros((1, network.channels, network.image_size, network.image_size), np.int32)
+    programs = []
+
+    def compiled(*args):
+        programs.append(generate(*args, memory=board.timing))
+        return programs[-1]
+
+    try:
+        compile_network(network, example, board.config, compiled)
+    except CompileError as e:
+        return {"refused": str(e)}
+    needed = max(program.memory_bytes for program in programs)
+    if board.memory and needed > board.memory.size:
+        return {"refused": f"it needs {needed:,} bytes of memory, the board has {board.memory.size:,}"}
+    cycles = sum(program.cycles for program in programs)
+    return {"cycles": cycles, "frames_per_second": round(board.clock_hz / cycles, 3)}
+
+
 def bitstream(board: Board, root: Path = ROOT, synth_only: bool = False) -> dict | None:
     """Makes the bitstream of `board` in a folder of its name under `root`, with `report.json` beside it; returns the report. With
     `synth_only`, or where the tools are a vendor's, there is neither.
@@ -132,7 +160,7 @@ def bitstream(board: Board, root: Path = ROOT, synth_only: bool = False) -> dict
     run(board, target, folder, synth_only)
     if synth_only:
         return None
-    made = report(board, target, folder, time.monotonic() - began)
+    made = report(board, target, folder, time.monotonic() - began) | {"resnet18_predicted": foretold(board)}
     (folder / "report.json").write_text(json.dumps(made, indent=2) + "\n")
     if made["fmax_hz"] < made["clock_hz"]:
         raise ToolError(f"board {board.name}: placed and routed it reaches {made['fmax_hz'] / 1e6:.1f} MHz, not the "

@@ -21,6 +21,7 @@ from sentinel_cpu.top import Top as Sentinel
 from seriatim import csr
 from seriatim.config import Config
 from seriatim.csr import Ctrl, Status
+from seriatim.errors import ConfigError
 
 from . import axi, firmware
 from .csr import LITE
@@ -62,7 +63,7 @@ class Fault(IntFlag):
 
 
 def scratch_map(config: Config) -> dict[str, tuple[int, int]]:
-    """Region of the scratch memory -> first word, words."""
+    """Region of the scratch memory -> first word, words. Raises ConfigError where they are too many."""
     sizes = {"csr": max(register.addr for register in csr.REGISTERS) // 4 + 1,
              "profile": config.marks * csr.PROFILE_KEPT * 2, "prm": config.prm_words * PARAM_WORDS,
              "psum": config.psum_words, "rescale": RESCALE_WORDS, "data": DATA_WORDS, "wgt": config.wgt_words}
@@ -70,6 +71,10 @@ def scratch_map(config: Config) -> dict[str, tuple[int, int]]:
     for name, size in sizes.items():
         places[name] = at, size
         at += size
+    if at > 1 << SCRATCH:
+        raise ConfigError(f"the compact machine's scratch memory has {1 << SCRATCH:,} words, this Config takes {at:,}: make "
+                          f"wgt_words={config.wgt_words}, prm_words={config.prm_words} ({PARAM_WORDS} words each), "
+                          f"psum_words={config.psum_words} or marks={config.marks} ({2 * csr.PROFILE_KEPT} words each) smaller")
     return places
 
 
@@ -85,7 +90,7 @@ class Compact(wiring.Component):
     """
 
     def __init__(self, config: Config, simulation: bool = False):
-        self.config, self.simulation = config, simulation
+        self.config, self.simulation, self.places = config, simulation, scratch_map(config)
         read, write = axi.read_signature(config), axi.write_signature(config)
         super().__init__({
             "s_axil": In(LITE),
@@ -97,7 +102,7 @@ class Compact(wiring.Component):
         m = Module()
         c = self.config
         m.submodules.core = core = Sentinel()
-        m.submodules.tile = tile = Tile(c, scratch_map(c)["rescale"][0], self.simulation)
+        m.submodules.tile = tile = Tile(c, self.places["rescale"][0], self.simulation)
         m.submodules.scratch = scratch = SinglePort(1 << SCRATCH)
         program = firmware.words(c)
         m.submodules.firmware = rom = memory.Memory(shape=32, depth=len(program), init=program)
@@ -231,7 +236,7 @@ class Compact(wiring.Component):
     def _host(self, m, busy, host, awake, status, pending, hung, started, word):
         """The host's registers. Returns its accesses of the scratch memory, in cycles of `host`: whether there is one, address,
         strobe, data. What it reads is on `word` in the next cycle."""
-        bus, places = self.s_axil, scratch_map(self.config)
+        bus, places = self.s_axil, self.places
         writes, reads = bus.awvalid & bus.wvalid & ~bus.bvalid, bus.arvalid & ~bus.rvalid
         put, get, at_once, of_status = Signal(), Signal(), Signal(), Signal()  # STATUS is not in the scratch memory
         m.d.comb += [

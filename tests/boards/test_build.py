@@ -42,6 +42,14 @@ def test_too_large_a_machine_is_refused_with_what_would_fit(tmp_path):
 
 
 @pytest.mark.slow
+def test_resnet18_is_foretold():
+    board = find("ulx3s-85f")
+    found = build.foretold(board)
+    assert found["frames_per_second"] == pytest.approx(board.clock_hz / found["cycles"], abs=1e-3) and found["cycles"] > 1e6
+    assert "bytes of memory, the board has 65,536" in build.foretold(find("icebreaker"))["refused"]
+
+
+@pytest.mark.slow
 def test_the_smallest_boards_machine_fits_after_synthesis(request):
     """What place and route will find, from the same script; yosys cannot open /tmp."""
     root = request.config.rootpath / "build" / "smoke"

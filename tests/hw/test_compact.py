@@ -1,5 +1,7 @@
 """The compact machine in Verilator: random programs and layers as the ISA simulator has them, errors, registers."""
 
+import dataclasses
+
 import layer_reference
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from seriatim.config import Config, Memory
 from seriatim.csr import CYCLE_COUNTERS, Cause, Counter
 from seriatim.errors import ConfigError, MachineError, SeriatimError
 from seriatim.hw import emit
+from seriatim.hw.compact import Compact
 from seriatim.isa import Sem
 from seriatim.sim import build
 from seriatim.sim import random_layers as layers
@@ -188,6 +191,11 @@ def test_a_start_while_busy_is_ignored():
         assert session.csr_read("READ_BEATS_LO") == 64 + session.csr_read("FETCH_BEATS_LO")
         session.csr_write("CTRL", csr.Ctrl.ACKNOWLEDGE)
         assert session.csr_read("STATUS") == csr.Status.DONE and not session.verilated.irq
+
+
+def test_more_than_the_scratch_memory_holds():
+    with pytest.raises(ConfigError, match="16,384 words, this Config takes 17,.*wgt_words=16000"):
+        Compact(dataclasses.replace(CONFIG, wgt_words=16000))
 
 
 @pytest.mark.parametrize("change", [dict(m=2), dict(n=4), dict(k=64), dict(axi_bits=64, k=64), dict(shift_lanes=4)], ids=str)
