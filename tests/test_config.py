@@ -29,13 +29,14 @@ def test_rules_quote_the_value(change, message):
 
 
 def test_hash_tells_every_member_apart():
-    base = Config()
-    hashes = {base.hash}
-    for f in dataclasses.fields(Config):
+    base, compact = Config(), Config(m=1, n=1, k=32, axi_bits=32, compact=1)
+    hashes = {base.hash, compact.hash, dataclasses.replace(compact, compact=0).hash}
+    others = [f for f in dataclasses.fields(Config) if f.name != "compact"]
+    for f in others:
         other = {"m": 6, "n": 16, "k": 128, "axi_bits": 32, "line_bytes": 4096, "max_planes": 8,
                  "multiplier_stages": 2}.get(f.name)
         hashes.add(dataclasses.replace(base, **{f.name: other or getattr(base, f.name) + 1}).hash)
-    assert len(hashes) == 1 + len(dataclasses.fields(Config))
+    assert len(hashes) == 3 + len(others)
     assert Config().hash == base.hash
 
 
