@@ -9,6 +9,9 @@ from seriatim.errors import ConfigError
 from .memory import OnChip, Spram
 from .sdram import Sdram
 
+IMAGES = 10
+"""Images that `seriatim sim` runs where nobody says."""
+
 
 @dataclass(frozen=True)
 class Board:
@@ -20,6 +23,7 @@ class Board:
     memory : what is behind its AXI port; None: the memory of a processing system, which is the host as well.
     timing : the same, as the compiler's cycle model expects it.
     baud : rate of the UART; 0: none.
+    images : that `seriatim sim` runs where nobody says.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Board:
     memory: OnChip | Sdram | None
     timing: Memory
     baud: int
+    images: int = IMAGES
 
 
 ON_CHIP = Memory(latency=2, outstanding=1)
@@ -43,7 +48,7 @@ BOARDS = {board.name: board for board in (
     Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, its SPRAM; the compact machine",
           Config(m=1, n=1, k=32, axi_bits=32, act_words=512, wgt_words=8192, prm_words=512, res_words=128, out_words=128,
                  psum_words=512, line_bytes=256, max_planes=8, marks=16, compact=1),
-          12_000_000, Spram(64 << 10), ON_CHIP, 3_000_000),
+          12_000_000, Spram(64 << 10), ON_CHIP, 3_000_000, images=4),
     Board("ulx3s-85f", "ULX3S: Lattice ECP5 LFE5U-85F, SDRAM",
           Config(m=4, n=8, k=64, axi_bits=32, act_words=2048, wgt_words=512, prm_words=128, res_words=512, out_words=512,
                  psum_words=512, max_planes=8, multiplier_stages=2),

@@ -43,10 +43,14 @@ def memory_of(args) -> Memory:
 
 
 def complete(args) -> None:
-    """Fills in what the command line leaves to --board: the level, the clock, the memory."""
+    """Fills in what the command line leaves to --board: the level, the number of images, the clock, the memory."""
     if args.device and not args.board:
         raise ConfigError(f"--device {args.device} without --board: say which board is there")
     args.session = args.session or ("board" if args.board else "rtl")
+    if args.images is None:
+        from seriatim.boards import catalogue
+
+        args.images = catalogue.find(args.board).images if args.board else catalogue.IMAGES
     if getattr(args, "clock_mhz", 0) is None:
         from seriatim.boards import catalogue
 

@@ -189,7 +189,7 @@ def test_simulated_board_for_another_process(plugged):
 
 @pytest.mark.slow
 def test_digits_whole(tmp_path, capsys):
-    assert cli.main(["sim", "--board", "icebreaker", "--net", "digits", "--images", "4", "--out", str(tmp_path)]) == 0
+    assert cli.main(["sim", "--board", "icebreaker", "--net", "digits", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["bit_exact"] and report["level"] == "board" and report["cpu_fallback"] == []
     assert [row["name"] for row in report["layers"]] == ["conv1", "conv2", "conv3", "maxpool", "fc"]
