@@ -7,7 +7,6 @@ from amaranth.lib.wiring import In, Out
 BITS = 32
 DEPTH = 1 << 14
 """Words of two SB_SPRAM256KA side by side."""
-FAMILY = "ice40"
 
 
 def available(platform) -> bool:

@@ -23,6 +23,12 @@ class Ecp5:
     family = ecp5.FAMILY
 
 
+class Up5k:
+    """The same for an iCE40 UP5K."""
+
+    device = "iCE40UP5K"
+
+
 _ECP5 = "synth_ecp5 {options}-noflatten -top {{name}}; flatten; opt_clean"
 SCRIPTS = {"ecp5": _ECP5.format(options=""), "carry": _ECP5.format(options="-nowidelut "), "gates": "synth -flatten -top {name}"}
 """Target -> what yosys does: the cells of an ECP5, the same with the bodies made for it, or gates of two inputs, multiplexers and

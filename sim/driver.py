@@ -11,7 +11,7 @@ import numpy as np
 
 from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError, MismatchError
-from seriatim.sim import baseline, html
+from seriatim.sim import baseline, energy, html
 from seriatim.sim import report as reports
 from seriatim.sim.executor import Executor, OpenSession, Run
 
@@ -196,7 +196,8 @@ def build_report(args, config: Config, job: Job, artefact, runs: list[Run], logi
             counts = run.counts.layers[number] if known else dict.fromkeys(run.counts.total, 0)
             live = reports.liveness(run.tensors[layer.out], tensor.lo, tensor.hi)
             layers.append(reports.layer_row(layer, config, counts, live, equal[layer.name], agreement[layer.name]))
-    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedups, complete=args.session != "board")
+    total = reports.totals(config, runs, layers, len(job.images), args.clock_mhz, speedups,
+                           energy.counts_all(config, args.session))
     seconds = sum(run.counts.wall_s for run in runs)
     return {
         "net": args.net, "quant": args.quant, "w": args.w, "a": args.a, "first_last": args.first_last,

@@ -162,6 +162,11 @@ def by_event(config: Config, counts: Counts) -> dict[str, float]:
     return {event.name: round(event.count(counts) * event.pj / 1e6, 6) for event in events(config)}
 
 
+def counts_all(config: Config, level: str) -> bool:
+    """Whether the machine at that level of a report counts what `simulation_only` names."""
+    return level == "isa" or (level == "rtl" and not config.compact)
+
+
 def table(config: Config, counts: Counts, complete: bool = True) -> dict:
     """`energy_uj` of a report's totals: microjoules by event and in all; `error` is the range (least, greatest), in them too;
     `simulation_only`: see there; `complete`: whether the machine counts those as well, else the total is too low."""

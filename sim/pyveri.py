@@ -20,7 +20,7 @@ from seriatim.sim.build import cached, compiler, run, verilator_root
 
 try:
     import tclwrapper  # noqa: F401  (PyVerilator imports it for GTKWave; it does not load on Python 3.11)
-except Exception:
+except (ImportError, AttributeError):
     sys.modules["tclwrapper"] = types.ModuleType("tclwrapper")
 
 from pyverilator import PyVerilator, pyverilator  # noqa: E402  (after the stub)

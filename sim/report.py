@@ -166,7 +166,7 @@ def _figures(report: dict) -> None:
     low, high = energy_uj["error"]
     print(f"energy: {energy_uj['total']:.0f} µJ ({low:.0f} to {high:.0f}) by published figures at 45 nm: {parts}")
     if not energy_uj["complete"]:
-        print("  too low: a board does not count all events")
+        print("  too low: this machine does not count all events")
     print(f"  counted by the simulation build alone: {', '.join(energy_uj['simulation_only'])}; power of an FPGA: not estimated")
     for speedup in (total[name] for name in SPEEDUPS if total[name]):
         print(f"against the same network at {speedup['twin']}, bit-serial, on this machine ({speedup['twin_cycles']:,} cycles, "

@@ -83,7 +83,7 @@ def _geometry(p: argparse.ArgumentParser) -> None:
 
 def _run(p: argparse.ArgumentParser) -> None:
     p.add_argument("--images", type=whole("the number of images", 1), metavar="N",
-                   help="images to run (default: 10, on a board of little memory 4)")
+                   help="images to run (default: 10, or what suits the --board's memory)")
     p.add_argument("--samples", metavar="FILE", help="images to run, an .npz of images (N, C, H, W) and labels (default: of the "
                                                      "network's data set)")
     p.add_argument("--latency", type=whole("the memory's latency", 1, 100_000, "cycles"), default=100, metavar="CYCLES",

@@ -9,13 +9,7 @@ from seriatim.boards.shell import Shell
 from seriatim.config import Config
 from seriatim.errors import ConfigError
 from seriatim.hw.convert import to_verilog
-
-
-class Up5k:
-    """Of Amaranth's platform what a memory looks at."""
-
-    device = "iCE40UP5K"
-
+from seriatim.hw.synth import Up5k
 
 pytestmark = pytest.mark.filterwarnings("ignore::amaranth._unused.UnusedMustUse")
 

@@ -15,7 +15,7 @@ from test_compact import COUNTED
 from seriatim.config import Config
 from seriatim.hw.array import ACC_BITS, Array
 from seriatim.hw.convert import to_verilog
-from seriatim.hw.synth import Ecp5
+from seriatim.hw.synth import Ecp5, Up5k
 from seriatim.hw.top import machine
 from seriatim.sim import build
 from seriatim.sim import random_layers as layers
@@ -93,12 +93,6 @@ def test_sums(request):
 
 
 # The whole compact machine, for iCE40
-
-class Up5k:
-    """Of Amaranth's platform what the machine looks at."""
-
-    device, family = "iCE40UP5K", "iCE40"
-
 
 def test_layers_on_ice40_cells(request, monkeypatch):
     """Random layers on the netlist: logic cells, block RAM, SPRAM and multipliers as yosys' library has them."""

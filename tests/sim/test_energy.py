@@ -116,3 +116,10 @@ def test_it_says_what_the_simulation_build_alone_counts():
 
 def test_docs_have_the_table():
     assert energy.manual(CONFIG) in DOCS.read_text()
+
+
+def test_who_counts_all():
+    """The ISA simulator, and the simulation build of the machine that has such counters."""
+    compact = Config(m=1, n=1, k=32, axi_bits=32, compact=1)
+    assert [energy.counts_all(config, level) for config in (CONFIG, compact) for level in ("isa", "rtl", "board")] == [
+        True, True, False, True, False, False]
