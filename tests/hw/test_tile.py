@@ -79,7 +79,7 @@ def test_a_position_equals_the_isa_simulator(seed, output):
         ctx.set(unit.go, 0)
         while ctx.get(unit.active):
             read = ctx.get(unit.read_address) if ctx.get(unit.read_en) else None
-            mask, at, data = (ctx.get(p) for p in (unit.write_mask, unit.write_address, unit.write_data))
+            writes, at, data = (ctx.get(p) for p in (unit.write_en, unit.write_address, unit.write_data))
             access = ctx.get(unit.scratch_address) if ctx.get(unit.scratch_en) else None
             wrote, value = ctx.get(unit.scratch_write), ctx.get(unit.scratch_wdata)
             steps += ctx.get(unit.step)
@@ -88,8 +88,8 @@ def test_a_position_equals_the_isa_simulator(seed, output):
             if read is not None and read < len(work):
                 ctx.set(unit.read_data, work[read])
                 ctx.set(unit.read_valid, valid[read])
-            if mask:
-                work[at] = work[at] & ~mask | data & mask
+            if writes:
+                work[at] = data
             if access is not None and wrote:
                 scratch[access] = value
             elif access is not None:
