@@ -16,7 +16,7 @@ from seriatim.errors import CompileError, ToolError
 
 from . import zynq
 from .catalogue import BOARDS, Board, find
-from .targets import TARGETS, System, Target, Tools
+from .targets import System, Tools, platform, tools
 
 NAME = "seriatim"
 ARRAY = "array"
@@ -39,25 +39,25 @@ def environment(tools: Tools) -> dict[str, str]:
     return found
 
 
-def plan(board: Board, target: Target, folder: Path) -> None:
+def plan(board: Board, folder: Path) -> None:
     """Writes what the tools read: RTLIL, constraints, scripts. The array keeps its module until its cells have been counted."""
-    if target.platform is None:
+    if not board.platform:
         zynq.plan(board, NAME, folder)
         return
     keep = f"setattr -mod -set keep_hierarchy 1 *.{ARRAY}"
     apart = " ".join(f"*.accelerator.{name}/t:$memrd_v2" for name in APART)
     before = f"{keep}; setparam -set COLLISION_X_MASK 1'1 {apart}"
     count = f"tee -q -o cells.json stat -json; setattr -mod -unset keep_hierarchy *.{ARRAY}; flatten; opt_clean"
-    options = dict(target.tools.options)
-    if target.built:
+    options = dict(tools(board).options)
+    if tools(board).built:
         after = "; ".join([count, *filter(None, [options.get("script_after_synth")])])
         options |= {"script_after_read": before, "script_after_synth": after}
-    target.platform().prepare(System(board), NAME, **options).extract(folder)
+    platform(board).prepare(System(board), NAME, **options).extract(folder)
 
 
-def run(board: Board, target: Target, folder: Path, synth_only: bool) -> None:
+def run(board: Board, folder: Path, synth_only: bool) -> None:
     """Runs the build script, or synthesis alone. Raises ToolError with what the tool said, and where it all is."""
-    env = environment(target.tools)
+    env = environment(tools(board))
     command = [env["YOSYS"], "-q", "-l", f"{NAME}.rpt", f"{NAME}.ys"] if synth_only else ["sh", f"build_{NAME}.sh"]
     log = folder / f"{NAME}.tim"
     log.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def remedy(board: Board) -> str:
     sizes = ("act_words", "wgt_words") if board.config.compact else ("m", "n", "k", "max_planes", "act_words", "wgt_words")
     smaller = [f"{name}={getattr(board.config, name)}" for name in sizes]
     compact = "" if board.config.compact else " take the compact machine (compact=1),"
-    larger = [name for name in TARGETS if name != board.name]
+    larger = [name for name in BOARDS if name != board.name]
     return f"Make one of {', '.join(smaller)} of its Config smaller,{compact} or take a larger board ({', '.join(larger)})"
 
 
@@ -101,15 +101,15 @@ def array_luts(cells: dict, tools: Tools) -> int:
     return sum(count * tools.lut_cells.get(kind, 0) for of in modules for kind, count in of["num_cells_by_type"].items())
 
 
-def report(board: Board, target: Target, folder: Path, seconds: float) -> dict:
+def report(board: Board, folder: Path, seconds: float) -> dict:
     """The report of a bitstream that has been made."""
     timing = json.loads((folder / "timing.json").read_text())
     cells = json.loads((folder / "cells.json").read_text())
     fmax = min(clock["achieved"] for clock in timing["fmax"].values()) * 1e6
     peak = board.config.peak
-    luts = array_luts(cells, target.tools)
+    luts = array_luts(cells, tools(board))
     used = {name: {"used": of["used"], "available": of["available"]} for name, of in timing["utilization"].items() if of["used"]}
-    lut4 = used[target.tools.luts]
+    lut4 = used[tools(board).luts]
     return {
         "board": board.name, "config": str(board.config), "config_hash": f"{board.config.hash:#010x}",
         "clock_hz": board.clock_hz, "fmax_hz": round(fmax),
@@ -154,20 +154,20 @@ def bitstream(board: Board, root: Path = ROOT, synth_only: bool = False) -> dict
     Raises ToolError where a tool is missing or fails, the machine does not fit, or it misses its clock (the report is there
     then).
     """
-    target, folder = TARGETS[board.name], root / board.name
+    folder = root / board.name
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    plan(board, target, folder)
-    if not target.built:
+    plan(board, folder)
+    if not tools(board).built:
         return None
-    run(board, target, folder, synth_only)
+    run(board, folder, synth_only)
     if synth_only:
         return None
-    made = report(board, target, folder, time.monotonic() - began) | {"resnet18_predicted": foretold(board)}
+    made = report(board, folder, time.monotonic() - began) | {"resnet18_predicted": foretold(board)}
     (folder / "report.json").write_text(json.dumps(made, indent=2) + "\n")
     if made["fmax_hz"] < made["clock_hz"]:
         raise ToolError(f"board {board.name}: placed and routed it reaches {made['fmax_hz'] / 1e6:.1f} MHz, not the "
-                        f"{made['clock_hz'] / 1e6:.1f} MHz of its clock: lower `clock_hz` in boards/catalogue.py; "
+                        f"{made['clock_hz'] / 1e6:.1f} MHz of its clock: lower `clock_hz` in its file; "
                         f"the critical path is in {folder / f'{NAME}.tim'}")
     return made
 
@@ -177,12 +177,12 @@ def main_bitstream(args: argparse.Namespace) -> None:
     board, root = find(args.board), Path(args.out) if args.out else ROOT
     made = bitstream(board, root, args.synth_only)
     folder = root / board.name
-    if not TARGETS[board.name].built:
+    if not tools(board).built:
         print(f"{folder}: build plan for the vendor's tool, which is not run here and was not tried: sh build_{NAME}.sh")
     elif made is None:
         print(f"{folder / f'{NAME}.json'}: netlist")
     else:
-        file = folder / f"{NAME}.{TARGETS[board.name].tools.bitstream}"
+        file = folder / f"{NAME}.{tools(board).bitstream}"
         print(f"{file}: {made['config']}, {made['binary_macs_per_cycle']:,} binary MACs a cycle, {made['clock_hz'] / 1e6:g} MHz "
               f"(reaches {made['fmax_hz'] / 1e6:.1f}), {made['lut4']:,} LUTs ({made['device_share']:.0%}), "
               f"config {made['config_hash']}, {made['seconds']:.0f} s")
@@ -195,5 +195,5 @@ def main_board(args: argparse.Namespace) -> None:
 
         return soc.main(args)
     for board in BOARDS.values():
-        made = "open tools" if TARGETS[board.name].built else "build plan only"
+        made = "open tools" if tools(board).built else "build plan only"
         print(f"{board.name:<16} {str(board.config):<9} {board.clock_hz / 1e6:>5g} MHz  {made:<15}  {board.doc}")

@@ -1,7 +1,23 @@
-"""The boards: what machine each has, at which clock, on which memory, and how fast its link is."""
+"""The boards, a folder each; in it a file for each of its variants, by whose name it is called: `ulx3s/ulx3s-25f.toml`.
+
+    doc = "ULX3S: ..."
+    platform = "amaranth_boards.ulx3s:ULX3S_25F_Platform"    # module and class of Amaranth's platform, which has the pins
+    tools = "ecp5"               # what makes its bitstream, one of `targets.TOOLS`
+    clock_hz = 25_000_000        # of machine and shell
+    baud = 1_000_000             # of the UART
+    images = 10                  # that `seriatim sim` runs where nobody says
+
+    [config]                     # the machine: members of `Config`
+    [memory]                     # behind its AXI port: kind, one of MEMORIES, and members of that
+    [timing]                     # the same as the compiler's cycle model expects it: members of `config.Memory`
+
+Without `platform`, `baud` and `[memory]`, a processing system is host and memory. A user's own file is a board by its path.
+"""
 
 import argparse
-from dataclasses import dataclass, replace
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
 
 from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError
@@ -11,6 +27,7 @@ from .sdram import Sdram
 
 IMAGES = 10
 """Images that `seriatim sim` runs where nobody says."""
+MEMORIES = {"block RAM": OnChip, "spram": Spram, "sdram": Sdram}
 
 
 @dataclass(frozen=True)
@@ -19,53 +36,48 @@ class Board:
 
     Members
     -------
+    folder : where its file is.
     config : the machine. clock_hz : its clock.
-    memory : what is behind its AXI port; None: the memory of a processing system, which is the host as well.
-    timing : the same, as the compiler's cycle model expects it.
+    timing : the memory behind its AXI port, as the compiler's cycle model expects it.
+    tools : what makes its bitstream, a key of `targets.TOOLS`.
+    platform : MODULE:CLASS of its pins; "": a processing system around the machine, planned by `zynq`.
+    memory : what is behind the AXI port; None: the memory of a processing system, which is the host as well.
     baud : rate of the UART; 0: none.
     images : that `seriatim sim` runs where nobody says.
     """
 
     name: str
+    folder: Path
     doc: str
     config: Config
     clock_hz: int
-    memory: OnChip | Sdram | None
     timing: Memory
-    baud: int
+    tools: str
+    platform: str = ""
+    memory: OnChip | Sdram | None = None
+    baud: int = 0
     images: int = IMAGES
 
 
-ON_CHIP = Memory(latency=2, outstanding=1)
-"""Block RAM's timing."""
-SDRAM_32 = Memory(latency=12, outstanding=1, read_bandwidth=(1, 2), write_bandwidth=(1, 2))
-"""That of `Sdram` in words of 32 bits at 25 MHz: the cycles of the digits network, as the simulated board counts them."""
+def read(path: Path) -> Board:
+    """The board of a file.
 
-_SMALL = Config(m=1, n=2, k=32, axi_bits=32, act_words=1024, wgt_words=512, prm_words=64, res_words=128, out_words=128,
-                psum_words=128, line_bytes=256, max_planes=8, marks=16, queue=2, outstanding=2, multiplier_stages=2)
+    Raises:
+        ConfigError: unreadable, an unknown or a missing member, or one out of range.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+        content["config"] = Config(**content["config"])
+        content["timing"] = Memory(**{k: tuple(v) if isinstance(v, list) else v for k, v in content["timing"].items()})
+        if memory := content.pop("memory", None):
+            content["memory"] = MEMORIES[memory.pop("kind")](**memory)
+        return Board(path.stem, path.parent, **content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"board {path}: {error}; a board is a TOML file with doc, tools, clock_hz, [config], [timing] and, "
+                          f"where it has a shell, platform, baud and [memory] of kind {', '.join(MEMORIES)}") from error
 
-_COMPACT = Config(m=1, n=1, k=32, axi_bits=32, act_words=512, wgt_words=8192, prm_words=512, res_words=128, out_words=128,
-                  psum_words=512, line_bytes=256, max_planes=8, marks=16, compact=1)
 
-BOARDS = {board.name: board for board in (
-    Board("icebreaker", "iCEBreaker: Lattice iCE40 UP5K, its SPRAM; the compact machine",
-          _COMPACT, 12_000_000, Spram(64 << 10), ON_CHIP, 3_000_000, images=4),
-    Board("ulx3s-85f", "ULX3S: Lattice ECP5 LFE5U-85F, SDRAM",
-          Config(m=4, n=8, k=64, axi_bits=32, act_words=2048, wgt_words=512, prm_words=128, res_words=512, out_words=512,
-                 psum_words=512, max_planes=8, multiplier_stages=2),
-          25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
-    Board("ulx3s-45f", "ULX3S: Lattice ECP5 LFE5U-45F, SDRAM", _SMALL, 25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
-    Board("ulx3s-25f", "ULX3S: Lattice ECP5 LFE5U-25F, SDRAM; the compact machine",
-          replace(_COMPACT, act_words=2048, res_words=512, out_words=512), 25_000_000, Sdram(capture=0), SDRAM_32, 1_000_000),
-    Board("ecpix5-85", "ECPIX-5: Lattice ECP5 LFE5UM5G-85F, block RAM", _SMALL, 25_000_000, OnChip(64 << 10), ON_CHIP, 1_000_000),
-    Board("tang-primer-20k", "Tang Primer 20K with its dock: Gowin GW2A-18C, block RAM; the compact machine",
-          replace(_COMPACT, wgt_words=2048, prm_words=128, marks=8), 27_000_000, OnChip(32 << 10), ON_CHIP, 3_000_000, images=1),
-    Board("arty-a7-100", "Arty A7-100T: Xilinx XC7A100T, block RAM",
-          Config(act_words=2048, wgt_words=1024, max_planes=8, multiplier_stages=2), 100_000_000, OnChip(64 << 10), ON_CHIP,
-          3_000_000),
-    Board("pynq-z2", "PYNQ-Z2: Xilinx Zynq XC7Z020, the processing system's DDR3",
-          Config(act_words=2048, wgt_words=1024, max_planes=8, multiplier_stages=2), 100_000_000, None, Memory(latency=40), 0),
-)}
+BOARDS = {path.stem: read(path) for path in sorted(Path(__file__).parent.glob("*/*.toml"))}
 
 
 def machine(args: argparse.Namespace) -> Config:
@@ -81,7 +93,9 @@ def machine(args: argparse.Namespace) -> Config:
 
 
 def find(name: str) -> Board:
-    """The board of that name. Raises ConfigError."""
-    if name not in BOARDS:
-        raise ConfigError(f"board {name!r}: there are {', '.join(BOARDS)}")
-    return BOARDS[name]
+    """The board of that name, or that of a user's file. Raises ConfigError."""
+    if name in BOARDS:
+        return BOARDS[name]
+    if name.endswith(".toml"):
+        return read(Path(name))
+    raise ConfigError(f"board {name!r}: there are {', '.join(BOARDS)}; or name a file of yours that ends with .toml")

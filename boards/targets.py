@@ -1,18 +1,14 @@
 """What a bitstream of each board is made for: the device, its pins, how its tools are called."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from importlib import import_module
 
 from amaranth.build import Platform
 from amaranth.hdl import Cat, ClockSignal, Elaboratable, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
-from amaranth_boards.arty_a7 import ArtyA7_100Platform
-from amaranth_boards.ecpix5 import ECPIX585Platform
-from amaranth_boards.icebreaker import ICEBreakerPlatform
-from amaranth_boards.tang_primer_20k import TangPrimer20kDockPlatform
-from amaranth_boards.ulx3s import ULX3S_25F_Platform, ULX3S_45F_Platform, ULX3S_85F_Platform
+
+from seriatim.errors import ConfigError
 
 from . import sdram
 from .catalogue import Board
@@ -40,6 +36,11 @@ class Tools:
     lut_cells: dict[str, int]
     options: dict[str, str]
 
+    @property
+    def built(self) -> bool:
+        """Whether they are open ones; else `make bitstream` writes the vendor's build plan and stops."""
+        return bool(self.commands)
+
 
 SEED = 1
 """Of placement: a bitstream is made the same way each time."""
@@ -60,16 +61,7 @@ GOWIN = Tools(
     "fs", "LUT4", {"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "ALU": 1},
     {"synth_opts": "-nowidelut -noiopads", "script_after_synth": "write_json seriatim.syn.json", "nextpnr_opts": _PLACE})
 VIVADO = Tools({}, "bit", "", {}, {})
-
-
-class TangPrimer(TangPrimer20kDockPlatform):
-    """The Tang Primer 20K on its dock, routed by nextpnr-himbaechel, where Amaranth's script calls the nextpnr-gowin of before: the
-    same but for the names of two options."""
-
-    @property
-    def command_templates(self):
-        renamed = {"--family ": "--vopt family=", "--cst ": "--vopt cst="}
-        return [reduce(lambda text, old: text.replace(old, renamed[old]), renamed, each) for each in super().command_templates]
+TOOLS = {"ecp5": ECP5, "ice40": ICE40, "gowin": GOWIN, "vivado": VIVADO}
 
 
 class Chip(wiring.Component):
@@ -117,27 +109,18 @@ class System(Elaboratable):
         return m
 
 
-@dataclass(frozen=True)
-class Target:
-    """How a board's bitstream is made."""
-
-    platform: Callable[[], Platform] | None
-    """None: `zynq` writes the plan."""
-    tools: Tools
-
-    @property
-    def built(self) -> bool:
-        """Whether the tools are open ones; else `make bitstream` writes the vendor's build plan and stops."""
-        return bool(self.tools.commands)
+def tools(board: Board) -> Tools:
+    """Raises ConfigError for a name that none has."""
+    if board.tools not in TOOLS:
+        raise ConfigError(f"board {board.name}: tools {board.tools!r}: there are {', '.join(TOOLS)}")
+    return TOOLS[board.tools]
 
 
-TARGETS = {
-    "ulx3s-85f": Target(ULX3S_85F_Platform, ECP5),
-    "ulx3s-45f": Target(ULX3S_45F_Platform, ECP5),
-    "ulx3s-25f": Target(ULX3S_25F_Platform, ECP5),
-    "ecpix5-85": Target(ECPIX585Platform, ECP5),
-    "icebreaker": Target(ICEBreakerPlatform, ICE40),
-    "tang-primer-20k": Target(TangPrimer, GOWIN),
-    "arty-a7-100": Target(ArtyA7_100Platform, VIVADO),
-    "pynq-z2": Target(None, VIVADO),
-}
+def platform(board: Board) -> Platform:
+    """Amaranth's platform of the board. Raises ConfigError where there is none of that name."""
+    module, _, name = board.platform.partition(":")
+    try:
+        return getattr(import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"board {board.name}: platform {board.platform!r}: {error}; MODULE:CLASS of an Amaranth platform is "
+                          "wanted") from error

@@ -24,7 +24,7 @@ def ports(config) -> list[dict]:
 
 def plan(board: Board, name: str, folder: Path) -> None:
     """Writes the machine's Verilog, a wrapper with Vivado's interface names, the Tcl that makes all, the script that runs it."""
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True)
+    templates = Environment(loader=FileSystemLoader(board.folder), undefined=StrictUndefined, keep_trailing_newline=True)
     known = {"config": board.config, "clock_hz": board.clock_hz, "name": name, "ports": ports(board.config)}
     files.write(folder / f"{name}_top.sv", emit.verilog(board.config, f"{name}_top"))
     files.write(folder / "wrapper.v", templates.get_template(f"{board.name}.v.j2").render(known))

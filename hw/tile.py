@@ -49,9 +49,9 @@ def registers(config: Config) -> dict[str, Shape]:
 
 class Tile(wiring.Component):
     """For each column tile g of a position, one after the other: the sum of plane products in the order of `Sequencer` (pairs of
-    planes by falling significance, kh, kw, c), plus psum; then as `output` says to psum, or requantised to the out buffer, as
-    an int32 word or bit by bit to lane g of `out_planes` words, which are read, changed and written back. Lane 0 begins a word: the
-    others are 0 then. Requantisation is `Requant`'s, with one multiplier and a shift by one bit a cycle.
+    planes by falling significance, kh, kw, c), plus psum; then as `output` says to psum, or requantised to the out buffer, as an
+    int32 word or bit by bit to lane g of `out_planes` words, which are read, changed and written back; lane 0 clears the word's
+    others. Requantisation is `Requant`'s, with one multiplier and a shift by one bit a cycle.
 
     By itself, `pack` writes `value` to lane `lane` of `out_planes` words from `out` on.
 

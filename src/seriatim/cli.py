@@ -71,7 +71,7 @@ def _network(p: argparse.ArgumentParser, extra: tuple[str, ...] = ()) -> None:
 
 def _geometry(p: argparse.ArgumentParser) -> None:
     """Which accelerator: a board's, or that of Config's default but for what is given."""
-    p.add_argument("--board", metavar="NAME", help="the machine of that board (boards/catalogue.py)")
+    p.add_argument("--board", metavar="NAME", help="the machine of that board (`seriatim board list`), or of a board file")
     p.add_argument("--m", type=whole("the array's rows M", 1, 64), metavar="ROWS", help="array rows: output positions")
     p.add_argument("--n", type=whole("the array's columns N", 1, 64), metavar="COLS", help="array columns: output channels")
     p.add_argument("--k", type=whole("the lanes K", 8, 512), metavar="LANES", help="lanes of a dot product: input channels")

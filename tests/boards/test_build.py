@@ -4,12 +4,14 @@ import dataclasses
 import json
 import re
 import sys
+from collections import Counter
 
 import pytest
 
 from seriatim.boards import build, pll
 from seriatim.boards.catalogue import BOARDS, find
-from seriatim.boards.targets import ECP5, TARGETS
+from seriatim.boards.memory import OnChip
+from seriatim.boards.targets import ECP5, platform, tools
 from seriatim.cli import main
 from seriatim.errors import ConfigError, ToolError
 
@@ -22,8 +24,57 @@ ERROR: Unable to place cell
 """
 
 
-def test_every_board_has_a_target():
-    assert set(BOARDS) == set(TARGETS)
+@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
+def test_every_board_has_tools_and_pins(board):
+    assert tools(board) and (not board.platform or platform(board).resources)
+    assert (board.folder / "README.md").exists()
+
+
+OWN = """doc = "mine"
+platform = "amaranth_boards.ulx3s:ULX3S_12F_Platform"
+tools = "ecp5"
+clock_hz = 25_000_000
+[config]
+m = 2
+[memory]
+kind = "block RAM"
+size = 8192
+[timing]
+latency = 2
+"""
+
+
+def test_a_users_own_board(tmp_path):
+    (tmp_path / "mine.toml").write_text(OWN)
+    board = find(str(tmp_path / "mine.toml"))
+    assert (board.name, board.folder, board.config.m, board.memory) == ("mine", tmp_path, 2, OnChip(8192))
+    assert platform(board).device == "LFE5U-12F" and tools(board) is ECP5
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("m = 2", "m = 99", "m=99"),
+    ("m = 2", "rows = 2", "rows"),
+    ("8192", "8000", "whole pages"),
+    ("block RAM", "HBM", "HBM.*of kind block RAM, spram, sdram"),
+    ("[timing]", "[speed]", "timing"),
+    ("doc =", "colour =", "colour"),
+    ("[config]", "[config", "end of a table"),
+])
+def test_a_board_file_that_is_wrong(tmp_path, old, new, said):
+    (tmp_path / "mine.toml").write_text(OWN.replace(old, new))
+    with pytest.raises(ConfigError, match=rf"mine.toml: .*{said}"):
+        find(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("name", ["no.such.module:Board", "amaranth_boards.ulx3s:ULX4S", "ulx3s", ":"])
+def test_a_platform_that_is_not_there(name):
+    with pytest.raises(ConfigError, match=f"board ulx3s-25f: platform {name!r}: .*MODULE:CLASS"):
+        platform(dataclasses.replace(find("ulx3s-25f"), platform=name))
+
+
+def test_tools_that_are_not_there():
+    with pytest.raises(ConfigError, match="tools 'hammer': there are ecp5, ice40, gowin, vivado"):
+        tools(dataclasses.replace(find("ulx3s-25f"), tools="hammer"))
 
 
 def test_overuse_says_by_how_much():
@@ -35,10 +86,10 @@ def test_too_large_a_machine_is_refused_with_what_would_fit(tmp_path):
     board = find("icebreaker")
     (tmp_path / f"build_{build.NAME}.sh").write_text(f"cat >{build.NAME}.tim <<'.'\n{LOG}.\nexit 1\n")
     with pytest.raises(ToolError, match=r"1x1x32 machine does not fit: it takes 26,239 .* act_words=512.*ulx3s-85f"):
-        build.run(board, TARGETS[board.name], tmp_path, synth_only=False)
+        build.run(board, tmp_path, synth_only=False)
 
 
-    assert "compact=1" in build.remedy(find("ulx3s-25f"))
+    assert "compact=1" in build.remedy(find("ecpix5-85"))
 
 
 @pytest.mark.slow
@@ -58,6 +109,27 @@ def test_the_smallest_boards_machine_fits_after_synthesis(request):
     found = json.loads((root / "icebreaker" / "cells.json").read_text())["design"]["num_cells_by_type"]
     assert found["SB_LUT4"] < 0.95 * 5280 and found["SB_RAM40_4K"] <= 30 and found["SB_MAC16"] <= 8
     assert found["SB_SPRAM256KA"] == 4, "two for the host's memory, two for the machine's"
+
+
+@pytest.mark.slow
+def test_the_gowin_boards_machine_fits_after_synthesis(request):
+    """The netlist that nextpnr reads has no module left, and no buffer at a pin but those of the platform."""
+    root = request.config.rootpath / "build" / "smoke"
+    assert build.bitstream(find("tang-primer-20k"), root, synth_only=True) is None
+    modules = json.loads((root / "tang-primer-20k" / "seriatim.syn.json").read_text())["modules"]
+    types = Counter(cell["type"] for cell in modules["seriatim"]["cells"].values())
+    assert not set(types) & set(modules)
+    assert types["IBUF"] + types["OBUF"] + types["TBUF"] + types["IOBUF"] == 3, "clock, rx, tx"
+    assert sum(types[f"LUT{n}"] for n in range(1, 5)) < 20_736
+    assert sum(types[kind] for kind in ("SP", "SPX9", "DPX9B", "SDPX9B")) <= 46
+
+
+def test_gowins_script_has_the_options_of_himbaechel(tmp_path):
+    board = find("tang-primer-20k")
+    build.plan(board, tmp_path)
+    script = (tmp_path / f"build_{build.NAME}.sh").read_text()
+    assert "--vopt family=GW2A-18C" in script and f"--vopt cst={build.NAME}.cst" in script
+    assert "--family" not in script and "--cst" not in script
 
 
 def test_a_missing_tool_is_named(monkeypatch, tmp_path):
@@ -84,7 +156,7 @@ def test_report(tmp_path):
     (tmp_path / "timing.json").write_text(json.dumps({
         "fmax": {"clk": {"achieved": 61.5, "constraint": 50.0}},
         "utilization": {"TRELLIS_COMB": {"used": 8364, "available": 83640}, "DCCA": {"used": 0, "available": 56}}}))
-    made = build.report(board, TARGETS[board.name], tmp_path, 12.34)
+    made = build.report(board, tmp_path, 12.34)
     assert (made["clock_hz"], made["fmax_hz"], made["config_hash"]) == (board.clock_hz, 61_500_000, f"{board.config.hash:#010x}")
     assert made["lut4_per_binary_mac"] == round(160 / board.config.peak, 3) and made["device_share"] == 0.1
     assert made["utilisation"] == {"TRELLIS_COMB": {"used": 8364, "available": 83640}} and made["seconds"] == 12.3
@@ -100,7 +172,7 @@ def test_dividers():
 
 def vendor_plan(name: str, folder) -> dict[str, str]:
     """The files of the plan for a small machine, by name; nothing is run."""
-    board = dataclasses.replace(find(name), config=find("ulx3s-25f").config)
+    board = dataclasses.replace(find(name), config=find("ecpix5-85").config)
     assert build.bitstream(board, folder) is None
     return {path.name: path.read_text() for path in (folder / name).iterdir()}
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["sim", "--board", "icebreaker", "--m", "4"], "a board has its own machine; leave them out"),
-    (["sim", "--board", "nosuchboard"], "board 'nosuchboard': there are icebreaker, ulx3s-85f"),
+    (["sim", "--board", "nosuchboard"], "board 'nosuchboard': there are arty-a7-100, ecpix5-85, icebreaker"),
     (["sim", "--device", "/dev/ttyUSB1"], "--device /dev/ttyUSB1 without --board"),
     (["sim", "--board", "icebreaker", "--trace"], "--trace on the board level: it has no trace ports"),
     (["sim", "--board", "pynq-z2", "--net", "digits"], "board pynq-z2: its memory and host are not on the FPGA"),

