@@ -6,6 +6,7 @@ from amaranth.hdl import Shape
 from amaranth.lib.wiring import In, Out
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from seriatim.errors import ConfigError
 from seriatim.hw import emit
 from seriatim.hw.axi import read_signature, write_signature
 from seriatim.hw.csr import LITE
@@ -23,7 +24,14 @@ def ports(config) -> list[dict]:
 
 
 def plan(board: Board, name: str, folder: Path) -> None:
-    """Writes the machine's Verilog, a wrapper with Vivado's interface names, the Tcl that makes all, the script that runs it."""
+    """Writes the machine's Verilog, a wrapper with Vivado's interface names, the Tcl that makes all, the script that runs it.
+
+    Raises:
+        ConfigError: the board's folder has no templates of them.
+    """
+    if missing := [suffix for suffix in (".v.j2", ".tcl.j2") if not (board.folder / (board.name + suffix)).exists()]:
+        raise ConfigError(f"board {board.name}: it has neither a platform, nor {board.name}{f' and {board.name}'.join(missing)} in "
+                          f"{board.folder}: templates of the wrapper and of the block design around a processing system")
     templates = Environment(loader=FileSystemLoader(board.folder), undefined=StrictUndefined, keep_trailing_newline=True)
     known = {"config": board.config, "clock_hz": board.clock_hz, "name": name, "ports": ports(board.config)}
     files.write(folder / f"{name}_top.sv", emit.verilog(board.config, f"{name}_top"))

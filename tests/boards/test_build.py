@@ -72,6 +72,12 @@ def test_a_platform_that_is_not_there(name):
         platform(dataclasses.replace(find("ulx3s-25f"), platform=name))
 
 
+def test_a_board_with_neither_pins_nor_templates(tmp_path):
+    (tmp_path / "mine.toml").write_text(OWN.replace('platform = "amaranth_boards.ulx3s:ULX3S_12F_Platform"', ""))
+    with pytest.raises(ConfigError, match=r"neither a platform, nor mine.v.j2 and mine.tcl.j2 in"):
+        build.bitstream(find(str(tmp_path / "mine.toml")), tmp_path)
+
+
 def test_tools_that_are_not_there():
     with pytest.raises(ConfigError, match="tools 'hammer': there are ecp5, ice40, gowin, vivado"):
         tools(dataclasses.replace(find("ulx3s-25f"), tools="hammer"))
