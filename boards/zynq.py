@@ -29,9 +29,10 @@ def plan(board: Board, name: str, folder: Path) -> None:
     Raises:
         ConfigError: the board's folder has no templates of them.
     """
-    if missing := [suffix for suffix in (".v.j2", ".tcl.j2") if not (board.folder / (board.name + suffix)).exists()]:
-        raise ConfigError(f"board {board.name}: it has neither a platform, nor {board.name}{f' and {board.name}'.join(missing)} in "
-                          f"{board.folder}: templates of the wrapper and of the block design around a processing system")
+    wanted = f"{board.name}.v.j2", f"{board.name}.tcl.j2"
+    if not all((board.folder / template).exists() for template in wanted):
+        raise ConfigError(f"board {board.name}: it has neither a platform, nor {' and '.join(wanted)} in {board.folder}: templates "
+                          "of the wrapper and of the block design around a processing system")
     templates = Environment(loader=FileSystemLoader(board.folder), undefined=StrictUndefined, keep_trailing_newline=True)
     known = {"config": board.config, "clock_hz": board.clock_hz, "name": name, "ports": ports(board.config)}
     files.write(folder / f"{name}_top.sv", emit.verilog(board.config, f"{name}_top"))
