@@ -31,8 +31,8 @@ def plan(board: Board, name: str, folder: Path) -> None:
     """
     wanted = f"{board.name}.v.j2", f"{board.name}.tcl.j2"
     if not all((board.folder / template).exists() for template in wanted):
-        raise ConfigError(f"board {board.name}: it has neither a platform, nor {' and '.join(wanted)} in {board.folder}: templates "
-                          "of the wrapper and of the block design around a processing system")
+        raise ConfigError(f"board {board.name}: it has neither a platform, nor {' and '.join(wanted)} in {board.folder}: "
+                          "templates of the wrapper and of the block design around a processing system")
     templates = Environment(loader=FileSystemLoader(board.folder), undefined=StrictUndefined, keep_trailing_newline=True)
     known = {"config": board.config, "clock_hz": board.clock_hz, "name": name, "ports": ports(board.config)}
     files.write(folder / f"{name}_top.sv", emit.verilog(board.config, f"{name}_top"))
