@@ -53,7 +53,7 @@ class Signals(PyVerilator):
                 cls.build(str(folder / f"{top}.v"), build_dir=str(folder), gen_only=True)
                 _mend_wrapper(folder / "pyverilator_wrapper.cpp", top)
                 run(["make", "-C", str(folder), "-f", f"V{top}.mk", "LDFLAGS=-fPIC -shared", f"CXX={compiler()}",
-                      f"LINK={compiler()}"], "make")
+                      f"LINK={compiler()}", f"PYTHON3={sys.executable}"], "make")
             for path in folder.iterdir():
                 if path.name not in (f"V{top}", f"{top}.v"):
                     path.unlink()

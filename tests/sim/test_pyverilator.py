@@ -1,5 +1,7 @@
 """PyVerilator on the generated Verilog of a small Amaranth module."""
 
+import os
+
 import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
@@ -77,3 +79,16 @@ def test_vcd(verilog, tmp_path):
     sim.tick(3)
     sim.stop_vcd_trace()
     assert "kept" in (tmp_path / "two.vcd").read_text()
+
+
+def test_nothing_but_this_python_is_needed(verilog, tmp_path, monkeypatch):
+    """Verilator's makefiles call `python`, which a machine need not have, or which is another one."""
+    from seriatim.sim.pyveri import Signals
+
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "python3"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 127\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SERIATIM_CACHE", str(tmp_path / "cache"))
+    assert Signals.of(verilog, "two").clock is not None
