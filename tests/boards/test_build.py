@@ -122,9 +122,9 @@ def test_the_gowin_boards_machine_fits_after_synthesis(request):
     """The netlist that nextpnr reads has no module left, and no buffer at a pin but those of the platform."""
     root = request.config.rootpath / "build" / "smoke"
     assert build.bitstream(find("tang-primer-20k"), root, synth_only=True) is None
-    modules = json.loads((root / "tang-primer-20k" / "seriatim.syn.json").read_text())["modules"]
-    types = Counter(cell["type"] for cell in modules["seriatim"]["cells"].values())
-    assert not set(types) & set(modules)
+    top = json.loads((root / "tang-primer-20k" / "seriatim.syn.json").read_text())["modules"]["seriatim"]
+    types = Counter(cell["type"] for cell in top["cells"].values())
+    assert not [kind for kind in types if kind.startswith("seriatim.")]
     assert types["IBUF"] + types["OBUF"] + types["TBUF"] + types["IOBUF"] == 3, "clock, rx, tx"
     assert sum(types[f"LUT{n}"] for n in range(1, 5)) < 20_736
     assert sum(types[kind] for kind in ("SP", "SPX9", "DPX9B", "SDPX9B")) <= 46
