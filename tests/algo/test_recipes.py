@@ -24,10 +24,8 @@ def test_every_packaged_recipe_is_read_and_starts_at_a_float_one():
         if plan.start:
             start = found[plan.start]
             assert not start.quantised and start.net == plan.net and start.dataset == plan.dataset
-    for table, epochs in (("cifar10-resnet20", 60), ("cifar10-resnet20-short", 24)):
-        both = [found[f"{table}-{kind}"].stages[0] for kind in ("continued", "slb")]
-        assert both[0].sizes == both[1].sizes and both[0].epochs == epochs
-        assert both[0].batch == both[1].batch and both[0].shift == both[1].shift
+    both = [found[f"cifar10-resnet20-{kind}"].stages[0] for kind in ("continued", "slb")]
+    assert both[0].epochs == both[1].epochs == 60 and both[0].batch == both[1].batch and both[0].shift == both[1].shift
 
 
 def test_a_file_becomes_stages(tmp_path):
