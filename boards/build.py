@@ -50,8 +50,8 @@ def plan(board: Board, folder: Path) -> None:
     count = f"tee -q -o cells.json stat -json; setattr -mod -unset keep_hierarchy *.{ARRAY}; flatten; opt_clean"
     options = dict(tools(board).options)
     if tools(board).built:
-        after = "; ".join([count, *filter(None, [options.get("script_after_synth")])])
-        options |= {"script_after_read": before, "script_after_synth": after}
+        after = options.get("script_after_synth", "").format(name=NAME)
+        options |= {"script_after_read": before, "script_after_synth": count + after}
     platform(board).prepare(System(board), NAME, **options).extract(folder)
 
 

@@ -9,9 +9,12 @@
 
     [config]                     # the machine: members of `Config`
     [memory]                     # behind its AXI port: kind, one of MEMORIES, and members of that
-    [timing]                     # the same as the compiler's cycle model expects it: members of `config.Memory`
 
-Without `platform`, `baud` and `[memory]`, a processing system is host and memory. A user's own file is a board by its path.
+Where a processing system is host and memory, there is no `platform`, `baud` and `[memory]`, but
+
+    [timing]                     # of its memory, as the compiler's cycle model expects it: members of `config.Memory`
+
+A user's own file is a board by its path.
 """
 
 import argparse
@@ -44,6 +47,8 @@ class Board:
     memory : what is behind the AXI port; None: the memory of a processing system, which is the host as well.
     baud : rate of the UART; 0: none.
     images : that `seriatim sim` runs where nobody says.
+
+    Raises ConfigError: a platform without UART and memory or the other way round, a clock or a number of images that is none.
     """
 
     name: str
@@ -58,6 +63,15 @@ class Board:
     baud: int = 0
     images: int = IMAGES
 
+    def __post_init__(self):
+        if len({bool(self.platform), bool(self.baud), bool(self.memory)}) > 1:
+            raise ConfigError(f"platform={self.platform!r}, baud={self.baud} and [memory] {self.memory}: a shell needs all "
+                              "three, a processing system none")
+        for name in ("clock_hz", "images"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r}: a whole number from 1 on")
+
 
 def read(path: Path) -> Board:
     """The board of a file.
@@ -68,13 +82,17 @@ def read(path: Path) -> Board:
     try:
         content = tomllib.loads(path.read_text())
         content["config"] = Config(**content["config"])
-        content["timing"] = Memory(**{k: tuple(v) if isinstance(v, list) else v for k, v in content["timing"].items()})
-        if memory := content.pop("memory", None):
+        if "memory" in content:
+            memory = content["memory"]
             content["memory"] = MEMORIES[memory.pop("kind")](**memory)
+            content["timing"] = content["memory"].timing
+        else:
+            timing = content["timing"]
+            content["timing"] = Memory(**{name: tuple(v) if isinstance(v, list) else v for name, v in timing.items()})
         return Board(path.stem, path.parent, **content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"board {path}: {error}; a board is a TOML file with doc, tools, clock_hz, [config], [timing] and, "
-                          f"where it has a shell, platform, baud and [memory] of kind {', '.join(MEMORIES)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"board {path}: {error}; a board is a TOML file with doc, tools, clock_hz, [config] and either "
+                          f"platform, baud and [memory] of kind {', '.join(MEMORIES)}, or [timing]") from error
 
 
 BOARDS = {path.stem: read(path) for path in sorted(Path(__file__).parent.glob("*/*.toml"))}

