@@ -129,8 +129,8 @@ class TemperatureScheduler:
 @torch.no_grad()
 def calibrate_batch_norm(model: nn.Module, inputs: Iterable) -> None:
     """Replace the running statistics of every batch norm by plain averages over `inputs` (what `model` takes, or tuples that
-    begin with it), under the weights it has now. Nothing of the calibration stays behind but the statistics. State batch norms
-    have theirs already."""
+    begin with it; augmented as in training, whose statistics the net has learned with), under the weights it has now. Nothing of
+    the calibration stays behind but the statistics. State batch norms have theirs already."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and not isinstance(m, StateBatchNorm)]
     if not norms:
         return

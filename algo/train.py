@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def fit(
     trainer.train()
     if net.quantisation is not None and last:
         set_hard(net)
-        calibrate(net, data, recipe.sizes[-1][0], recipe.calibration, recipe.seed)
+        calibrate(net, data, recipe)
     return trainer.history
 
 
@@ -276,7 +277,7 @@ class Trainer:
         soft = graph_accuracy(self.net, self.test, self.size)
         if self.net.quantisation is None:
             return {"test": soft}
-        inputs = calibration_batches(self.net, self.data, self.size, self.recipe.calibration, self.recipe.seed)
+        inputs = calibration_batches(self.net, self.data, self.recipe, self.size)
         with discrete(self.net, inputs):
             hard = graph_accuracy(self.net, self.test, self.size)
         return {"test": hard, "gap": soft - hard}
@@ -405,18 +406,22 @@ class _Bar:
         self.bar.set_postfix(values, refresh=False)
 
 
-def calibrate(net: Net, data: Images, size: int, count: int = 8192, seed: int = 1) -> None:
-    """Replace the running statistics of every batch norm by averages over `count` training images,
-    under the weights the net has now (W_q after `set_hard`). Unaugmented images in seeded order."""
-    calibrate_batch_norm(net, calibration_batches(net, data, size, count, seed))
+def calibrate(net: Net, data: Images, recipe: Recipe) -> None:
+    """Replace the running statistics of every batch norm by averages over `recipe.calibration` training images of its last size,
+    under the weights the net has now (W_q after `set_hard`)."""
+    calibrate_batch_norm(net, calibration_batches(net, data, recipe, recipe.sizes[-1][0]))
 
 
-def calibration_batches(net: Net, data: Images, size: int, count: int, seed: int) -> Iterator[torch.Tensor]:
-    """`count` training images in seeded order, on the net's device; no batch of a single one, which has no variance."""
-    chosen, device = np.random.default_rng(seed).permutation(len(data))[:count], next(net.parameters()).device
-    for x, _ in data.part(chosen).at(size).batches(256, channels=net.channels):
-        if len(x) > 1:
-            yield x.to(device)
+def calibration_batches(net: Net, data: Images, recipe: Recipe, size: int) -> Iterator[torch.Tensor]:
+    """At least `recipe.calibration` training images, on the net's device, moved and mirrored as in training: the net has learned
+    with the statistics of such images, and means are others where an image's border comes in."""
+    feed, seen = data.at(size).feed(recipe, net.channels, next(net.parameters()).device), 0
+    for epoch in count(recipe.epochs):
+        for x, _ in feed.epoch(epoch):
+            yield x
+            seen += len(x)
+            if seen >= recipe.calibration:
+                return
 
 
 def accuracy(net, data: Images, size: int, batch: int = 250) -> float:

@@ -167,16 +167,21 @@ def test_measuring_leaves_the_net_as_it_was(part):
     assert all(m.momentum == 0.1 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
-def test_calibration_is_batch_norm_on_argmax_weights(part):
+@pytest.mark.parametrize("shift", [0, 16])
+def test_calibration_is_batch_norm_on_argmax_weights_and_images_as_trained_on(part, shift):
+    recipe = replace(RECIPE, shift=shift, flip=False, calibration=300)
     net = low_bit().train()
     with torch.no_grad():
         net(torch.from_numpy(part.images).float())
     set_hard(net)
-    calibrate(net, part, 8, count=256)
+    calibrate(net, part, recipe)
     integers = net.conv1.quantiser.integers().double()
-    acc = torch.nn.functional.conv2d(torch.from_numpy(part.images).double(), integers, None, 1, 1)
-    assert net.conv1.bn.running_mean.double().allclose(acc.mean((0, 2, 3)), rtol=1e-5)
-    assert net.conv1.bn.running_var.double().allclose(acc.var((0, 2, 3)), rtol=1e-4)
+    feed = part.feed(recipe, 1)
+    batches = [x.double() for epoch in (3, 4) for x, _ in feed.epoch(epoch)][:5]
+    accs = [torch.nn.functional.conv2d(x, integers, None, 1, 1) for x in batches]
+    mean, var = (torch.stack([part(acc, (0, 2, 3)) for acc in accs]).mean(0) for part in (torch.mean, torch.var))
+    assert net.conv1.bn.running_mean.double().allclose(mean, rtol=1e-5)
+    assert net.conv1.bn.running_var.double().allclose(var, rtol=1e-4)
     assert net.conv1.bn.momentum == 0.1
 
 
