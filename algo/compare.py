@@ -44,7 +44,7 @@ FOLDER = Path(__file__).parent / "tables"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: quantiser and widths ("float" has none), its own recipe or None, published figures in per cent."""
+    """One line of a table: quantiser and widths ("float" has none), its own recipe or None, published figures in that unit."""
 
     quant: str
     w: int = 32
@@ -265,7 +265,8 @@ def _work(waiting: list[Cell], table: Table, budget: Budget, log) -> list[str]:
                     log(f"{cell.out}: failed with status {process.returncode}, see {cell.out.with_suffix('.log')}")
                 else:
                     found = json.loads(cell.result.read_text())
-                    log(f"{cell.out}: {found['accuracy']:.2%} of {found['test_images']} held-out images")
+                    task = NETS[table.net].task
+                    log(f"{cell.out}: {task.metric} {task.text(found['accuracy'])} on {found['test_images']} held-out images")
     finally:
         for _, process in running:
             process.terminate()
@@ -283,8 +284,9 @@ def _begin(cell: Cell, table: Table, budget: Budget) -> subprocess.Popen:
 
 
 def summary(table: Table, cells: list[Cell]) -> dict:
-    """What has been measured so far: for each row the accuracies by seed, mean, sample deviation, the mean gap to the float nets
-    of the same seeds and the largest quantisation gap of the last epoch; published figures apart."""
+    """What has been measured so far: for each row the accuracies (or another metric of the net's task) by seed, mean, sample
+    deviation, the mean gap to the float nets of the same seeds and the mean quantisation gap of the last epoch; published figures
+    apart."""
     found: dict[str, dict[int, dict]] = {row.name: {} for row in table.rows}
     for cell in cells:
         if cell.result.exists():
@@ -304,7 +306,9 @@ def summary(table: Table, cells: list[Cell]) -> dict:
             if gaps:
                 entry["gap"], entry["gaps"] = _mean_deviation(gaps)[0], gaps
         rows.append(entry | {"published": row.published})
-    return {"table": table.name, "title": table.title, "net": table.net, "seeds": list(table.seeds), "rows": rows}
+    task = NETS[table.net].task
+    return {"table": table.name, "title": table.title, "net": table.net, "metric": task.metric, "unit": task.unit,
+            "units": task.units, "seeds": list(table.seeds), "rows": rows}  # fmt: skip
 
 
 def _mean_deviation(values: list[float]) -> tuple[float, float | None]:
@@ -317,23 +321,24 @@ def _mean_deviation(values: list[float]) -> tuple[float, float | None]:
 def markdown(content: dict) -> str:
     """The table as text: what was measured, and apart from it what others published."""
 
-    def percent(row, name, form="{:.2f}"):
-        return form.format(100 * row[name]) if row.get(name) is not None else "-"
+    def shown(row, name, form="{:.2f}"):
+        return form.format(content["units"] * row[name]) if row.get(name) is not None else "-"
 
+    metric = f"{content['metric']} {content['unit']}"
     lines = [f"# {content['title'] or content['table']}", ""]
     lines += ["Measured here on held-out images, low-bit nets as integer networks:", ""]
-    lines += ["| quantiser | W/A | accuracy % | deviation | nets | to float | quantisation gap, last epoch |",
+    lines += [f"| quantiser | W/A | {metric} | deviation | nets | to float | quantisation gap, last epoch |",
               "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in content["rows"]:
         widths = "float" if row["quant"] == "float" else f"{row['w']}/{row['a']}"
         lines.append(
-            f"| {row['quant']} | {widths} | {percent(row, 'mean')} | {percent(row, 'deviation')} | {row['n']} | "
-            f"{percent(row, 'to_float', '{:+.2f}')} | {percent(row, 'gap', '{:+.2f}')} |"
+            f"| {row['quant']} | {widths} | {shown(row, 'mean')} | {shown(row, 'deviation')} | {row['n']} | "
+            f"{shown(row, 'to_float', '{:+.2f}')} | {shown(row, 'gap', '{:+.2f}')} |"
         )
     published = [(row, source, value) for row in content["rows"] for source, value in row["published"].items()]
     if published:
         lines += ["", "Published by others, on other data, budgets or nets where their source says so:", ""]
-        lines += ["| quantiser | W/A | source | accuracy % |", "|---|---|---|---|"]
+        lines += [f"| quantiser | W/A | source | {metric} |", "|---|---|---|---|"]
         lines += [f"| {row['quant']} | {row['w']}/{row['a']} | {source} | {value} |" for row, source, value in published]
     return "\n".join(lines) + "\n"
 
@@ -346,11 +351,11 @@ def plot(content: dict, path: Path) -> Path:
     figure = Figure(figsize=(1.2 + 0.9 * len(rows), 3.5), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        values = [100 * value for value in row["accuracy"].values()]
+        values = [content["units"] * value for value in row["accuracy"].values()]
         axes.plot([place] * len(values), values, "o", alpha=0.5, color="C0")
-        axes.plot([place - 0.3, place + 0.3], [100 * row["mean"]] * 2, color="C1")
+        axes.plot([place - 0.3, place + 0.3], [content["units"] * row["mean"]] * 2, color="C1")
     axes.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=30, ha="right")
-    axes.set(ylabel="held-out accuracy, %", title=content["title"] or content["table"])
+    axes.set(ylabel=f"held-out {content['metric']}, {content['unit']}", title=content["title"] or content["table"])
     axes.grid(alpha=0.3, axis="y")
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix("."))

@@ -137,7 +137,7 @@ class SuperResolution:
     """Luma (N, 1, H, W) in 0..1 against codes 0..255: squared error; PSNR in dB, the mean over the images. A target without its
     border leaves out the output's."""
 
-    metric = "PSNR"
+    metric, unit, units = "PSNR", "dB", 1
 
     @staticmethod
     def text(value: float) -> str:

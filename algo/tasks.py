@@ -11,7 +11,8 @@ from torch import Tensor
 class Classification:
     """Logits (N, classes) against labels (N,): cross-entropy; the share of right answers, 0..1."""
 
-    metric = "accuracy"
+    metric, unit, units = "accuracy", "%", 100
+    """Name of the metric; the unit that it is shown in, and how many of that 1 is."""
 
     @staticmethod
     def text(value: float) -> str:

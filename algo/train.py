@@ -402,7 +402,8 @@ class _Bar:
         if self.trainer.temperature is not None:
             values["tau"] = f"{self.trainer.tau:.3g}"
         last = self.trainer.history[-1] if self.trainer.history else {}
-        values |= {name: f"{last[name]:.1%}" for name in ("undecided", "gap", "test") if name in last}
+        texts = {"undecided": "{:.1%}".format, "gap": self.trainer.net.task.text, "test": self.trainer.net.task.text}
+        values |= {name: text(last[name]) for name, text in texts.items() if name in last}
         self.bar.set_postfix(values, refresh=False)
 
 

@@ -79,6 +79,17 @@ def test_a_table_is_trained_once_and_written(table, tmp_path, monkeypatch):
     assert compare.run(more, out, Budget(epochs=3), log=print)["rows"][0]["n"] == 3 and len(trainings.commands) == 6
 
 
+def test_a_table_in_decibels(tmp_path, monkeypatch):
+    (tmp_path / "sr.toml").write_text(TEXT.replace('"digits"', '"vdsr"').replace("digits-599-", "pictures-vdsr-"))
+    Trainings(monkeypatch)
+    said = []
+    compare.run(compare.load(tmp_path / "sr.toml"), tmp_path / "out", Budget(), log=said.append)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| quantiser | W/A | PSNR dB |" in text and "| slb | 2/2 | 0.90 | 0.01 | 2 | -0.02 | +0.00 |" in text
+    assert any("PSNR 0.91 dB on 599" in line for line in said)
+    assert "held-out PSNR, dB" in (tmp_path / "out" / "table.svg").read_text()
+
+
 def test_all_rows_start_at_nets_that_are_no_row(table, tmp_path, monkeypatch):
     """Then the float row goes on from there as the low-bit ones do."""
     trainings = Trainings(monkeypatch)
