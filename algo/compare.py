@@ -44,7 +44,8 @@ FOLDER = Path(__file__).parent / "tables"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: quantiser and widths ("float" has none), its own recipe or None, published figures in that unit."""
+    """One line of a table: quantiser and widths ("float" has none), its own recipe or None, published figures in the unit of the
+    net's task."""
 
     quant: str
     w: int = 32
